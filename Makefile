@@ -1,0 +1,55 @@
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := .venv/.torch
+INSTALLED := .venv/.installed
+LINUX := $(filter Linux,$(shell uname -s))
+CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+SLOW := the C++ kernels were not built, so CPU runs are slower (LLR_FAST_BUILD_EXT=1 shows why)
+INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter))
+
+export LLR_FAST_BUILD_EXT ?= auto
+
+.PHONY: demo test check bench test-gpu bench-gpu clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m llr_fast demo
+
+# The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
+test: $(INSTALLED)
+	$(BIN)/pytest llr_fast tests --ignore=tests/interpreter -m "not gpu"
+	$(if $(INTERPRETER),TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreter -m "not gpu")
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(if $(CSRC),$(BIN)/clang-format --dry-run -Werror $(CSRC))
+
+bench: $(INSTALLED)
+	$(BIN)/pytest benches --benchmark-enable -m "not gpu"
+
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest tests -m gpu
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/pytest benches --benchmark-enable -m gpu
+
+clean:
+	rm -rf .venv build dist *.egg-info llr_fast/_C*.so margins.png
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The exact version, because an open range may fetch several GB of CUDA libraries where a CPU build is at hand.
+# A CUDA build brings the Triton that fits it; a CPU build brings none.
+$(TORCH):
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "setuptools>=77" ninja torch==2.13.0
+	$(if $(LINUX),$(BIN)/pip show --quiet triton 2>/dev/null || $(BIN)/pip install --quiet triton==3.8.0)
+	touch $@
+
+# Without isolation the kernels compile against the torch above. An old binary goes first: a failed build must not leave it.
+$(INSTALLED): $(TORCH) pyproject.toml setup.py $(CSRC)
+	rm -f llr_fast/_C*.so
+	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
+	@test -z "$(CSRC)" || ls llr_fast/_C*.so >/dev/null 2>&1 || echo "llr_fast: $(SLOW)"
+	touch $@

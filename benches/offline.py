@@ -1,0 +1,148 @@
+"""Compiles the launches that the operators make, and reads what the compiler says of them, without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: arguments and compile-time constants by name, num_warps and num_stages in options."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    args: dict
+    constants: dict
+    options: dict
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    def source(self) -> ASTSource:
+        """What Triton would compile at this launch, with the same specialisation of its arguments."""
+        signature, constants, attributes = {}, dict(self.constants), {}
+        for position, name in enumerate(self.kernel.arg_names):
+            value = self.args.get(name, constants.get(name))
+            if name in constants or value is None or (isinstance(value, int) and value == 1):
+                signature[name], constants[name] = "constexpr", value
+            elif isinstance(value, Tensor):
+                signature[name] = POINTERS[value.dtype]
+                attributes[position,] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = "i32" if abs(value) < 2**31 else "i64"
+                if value % 16 == 0:
+                    attributes[position,] = [["tt.divisibility", 16]]
+        return ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+@contextlib.contextmanager
+def intercepted(package: str, act: Callable[[Launch], object]) -> Iterator[None]:
+    """Within the block, hand every launch that a package's launchers make to `act` instead of to the device."""
+    module = importlib.import_module(f"{package}.triton")
+    kernels = {n: k for n, k in vars(module).items() if isinstance(k, JITFunction) and n.endswith("_kernel")}
+    for name, kernel in kernels.items():
+        setattr(module, name, _Stub(kernel, act))
+    try:
+        yield
+    finally:
+        for name, kernel in kernels.items():
+            setattr(module, name, kernel)
+
+
+@dataclass(frozen=True)
+class _Stub:
+    kernel: JITFunction
+    act: Callable[[Launch], object]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid, *args, **named):
+        values = dict(zip(self.kernel.arg_names, args, strict=False)) | named
+        constexpr = {p.name for p in self.kernel.params if p.is_constexpr}
+        self.act(
+            Launch(
+                self.kernel,
+                grid,
+                {n: v for n, v in values.items() if n in self.kernel.arg_names and n not in constexpr},
+                {n: v for n, v in values.items() if n in constexpr},
+                {n: v for n, v in values.items() if n not in self.kernel.arg_names},
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs of a multiprocessor, and the instructions that move or multiply."""
+
+    registers: int
+    shared: int
+    spills: int
+    local: int
+    matrix: int
+    vector_loads: int
+
+
+def compile_launch(launch: Launch, target: str) -> Resources:
+    compiled = triton.compile(launch.source(), target=TARGETS[target], options=launch.options)
+    shared = compiled.metadata.shared
+    if target.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        registers, spills, scratch = (
+            int(re.search(rf"\.{field}:\s+(\d+)", text)[1])
+            for field in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        )
+        return Resources(
+            registers, shared, spills, scratch, text.count("v_mfma"), len(re.findall(r"global_load_dwordx4", text))
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    registers, stack, local = (int(re.search(rf"{field}:(\d+)", usage)[1]) for field in ("REG", "STACK", "LOCAL"))
+    return Resources(
+        registers,
+        shared,
+        stack,
+        local + len(re.findall(r"\b(?:LDL|STL)", code)),
+        len(re.findall(r"(?<![A-Z])(?:HMMA|DMMA|HGMMA|UTCHMMA)", code)),
+        len(re.findall(r"LDG\.E[.\w]*128|LDGSTS[.\w]*128", code)),
+    )
+
+
+def _tool(name: str, *args: str) -> str:
+    return subprocess.run([os.fspath(TOOLS / name), *args], check=True, capture_output=True, text=True).stdout

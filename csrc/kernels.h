@@ -1,0 +1,75 @@
+// Kernels for CPU, compiled once for each instruction set; free of torch headers.
+#pragma once
+#include <cstdint>
+
+namespace llr_fast {
+
+// Rows of shared matrices start on cache lines and may be read and written to the end of their last one.
+constexpr int64_t kCacheLine = 64;
+
+template <class T>
+int64_t padded(int64_t width) {
+  constexpr int64_t lanes = kCacheLine / sizeof(T);
+  return (width + lanes - 1) / lanes * lanes;
+}
+
+// A chain of dense layers and its batch; arrays hold one entry per layer. The rows of matrices are padded.
+template <class T>
+struct DenseChain {
+  int64_t layers;
+  const int64_t* width;
+  const T* gram;                      // W_1 W_1^T, all that is needed of the first layer
+  const T* const* weight;             // W_l [n_l, n_{l-1}]
+  const T* const* weight_transposed;  // [n_{l-1}, n_l]
+  const T* const* cross;              // W_l^T W_l, for sums over the neurons of each layer; else null
+  const T* const* slope;              // [B, n_l], not padded; none for the last layer
+  bool slopes_need_gradient;
+};
+
+// What to compute: `norms` and `upstream` have a row per sample, of all neurons or, with `cross`, of all layers;
+// either may be null. Their entries for the first layer, which the batch shares, are the caller's business.
+template <class T>
+struct GramNorms {
+  int64_t row;
+  T* norms;
+  const T* upstream;
+  // Gradients are added to these; those by gram and cross doubled, as they are symmetric products of the weights.
+  T* gram_gradient;
+  T* const* weight_gradient;
+  T* const* cross_gradient;
+  T* const* slope_gradient;
+};
+
+enum class Statistic { sum_squares, sum_abs, max_abs };
+
+// Tangents [K, B, n] and slopes [B, n] of an activation. Strides are in elements; b_stride is 0 where samples share.
+template <class T>
+struct Tangents {
+  int64_t K, B, n, k_stride, b_stride;
+  const T* tangents;
+  const T* slope;
+  Statistic statistic;
+  bool past_cache;  // the output is too large to be found there later
+
+  // Units of work, which the kernels take in ranges: pairs of a block of neurons and a sample.
+  static constexpr int64_t block = 2048;
+  int64_t items() const { return (n + block - 1) / block * B; }
+};
+
+struct Kernels {
+  const char* isa;
+  void (*gram_norms_float)(const DenseChain<float>&, const GramNorms<float>&, int64_t begin, int64_t end);
+  void (*gram_norms_double)(const DenseChain<double>&, const GramNorms<double>&, int64_t begin, int64_t end);
+  void (*tangent_activation_float)(const Tangents<float>&, float* out, float* stat, int64_t begin, int64_t end);
+  void (*tangent_activation_double)(const Tangents<double>&, double* out, double* stat, int64_t begin, int64_t end);
+};
+
+extern const Kernels generic_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+// The widest that this machine runs, or those that the environment variable LLR_FAST_ISA names.
+const Kernels& kernels();
+
+}  // namespace llr_fast

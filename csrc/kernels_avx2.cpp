@@ -1,0 +1,17 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "kernel_headers.h"
+
+// After the headers, whose inline functions other files use too.
+#pragma GCC target("avx2,fma")
+
+#define NAMESPACE avx2
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define STREAM(to, from) \
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))
+
+#include "kernels.inc"
+
+#endif

@@ -1,0 +1,183 @@
+"""Which implementation of an operator runs: plain torch, the C++ kernels, or Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMES = ("auto", "reference", "native", "triton")
+LIBRARY = torch.library.Library("llr_fast", "DEF")
+
+_process_choice: str | None = None
+_context_choice: contextvars.ContextVar[str | None] = contextvars.ContextVar("llr_fast_backend", default=None)
+_packages: dict[str, str] = {}
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of this process: "auto", "reference", "native" or "triton".
+
+    Raises ValueError for another name and RuntimeError where that backend cannot run.
+    """
+    global _process_choice
+    _process_choice = _checked(name)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the backend inside a `with` block, for this thread or task only. Raises as `set_backend` does."""
+    with _chosen(_checked(name)):
+        yield
+
+
+def selected() -> str:
+    """The chosen name: the innermost `backend` block's, else `set_backend`'s, else that of LLR_FAST_BACKEND."""
+    global _process_choice
+    choice = _context_choice.get() or _process_choice
+    if choice is None:
+        choice = _process_choice = _checked(os.environ.get("LLR_FAST_BACKEND") or "auto")
+    return choice
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend that computes, with None where it can run here and the reason where it cannot."""
+    return {name: _obstacle(name) for name in NAMES[1:]}
+
+
+def define(schema: str, package: str, fake: Callable) -> None:
+    """Define the operator llr_fast::<schema>.
+
+    It is implemented by `<package>.reference.<op>`, by `<package>.triton.launch_<op>` and by the C++ operator
+    llr_fast_native::<op>; which of them runs is decided at each call.
+    """
+    op = schema.split("(")[0]
+    _packages[op] = package
+
+    def run(*args):
+        tensor = next(t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor))
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+            return implementation(op, tensor.device)(*args)
+
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(op, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"llr_fast::{op}", fake, lib=LIBRARY)
+
+
+def differentiate(op: str, save: Callable, backward: Callable) -> None:
+    """Register autograd for an operator.
+
+    save(ctx, inputs, output) keeps what backward needs. backward(ctx, run, *gradients) calls
+    run("<op>_backward", ...) for the fused gradient and returns one gradient, or None, per input.
+    """
+
+    def setup_context(ctx, inputs, output):
+        # Backward may run in another thread, which does not see this context's choice.
+        ctx.backend = selected()
+        ctx.set_materialize_grads(False)
+        save(ctx, inputs, output)
+
+    def formula(ctx, *gradients):
+        def run(name, *args):
+            if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated once more
+                return getattr(_module(name, "reference"), name)(*args)
+            with _chosen(ctx.backend):
+                return getattr(torch.ops.llr_fast, name)(*args)
+
+        return backward(ctx, run, *gradients)
+
+    torch.library.register_autograd(f"llr_fast::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+
+
+def implementation(op: str, device: torch.device) -> Callable:
+    """The function that computes an operator on a device under the selected backend."""
+    name = selected()
+    if name == "auto":
+        name = _automatic(op, device)
+    elif name == "native" and (device.type != "cpu" or _native_op(op) is None):
+        raise RuntimeError(f"{op}: backend 'native' has no kernel for it on {device.type}")
+    elif name == "triton" and device.type != "cuda" and not _interpreting():
+        raise RuntimeError(f"{op}: backend 'triton' takes CUDA tensors, got {device.type}")
+    if name == "native":
+        return _native_op(op)
+    return getattr(_module(op, name), op if name == "reference" else f"launch_{op}")
+
+
+def _automatic(op: str, device: torch.device) -> str:
+    if device.type == "cuda" and _has_triton():
+        return "triton"
+    if device.type == "cpu" and _native_op(op) is not None:
+        return "native"
+    return "reference"
+
+
+def _module(op: str, name: str):
+    return importlib.import_module(f"{_packages[op]}.{name}")
+
+
+@contextlib.contextmanager
+def _chosen(name: str) -> Iterator[None]:
+    token = _context_choice.set(name)
+    try:
+        yield
+    finally:
+        _context_choice.reset(token)
+
+
+def _checked(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    reason = None if name == "auto" else _obstacle(name)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+    return name
+
+
+def _obstacle(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    if name == "native":
+        try:
+            return None if _load_native() else "the C++ extension llr_fast/_C is not built"
+        except RuntimeError as error:
+            return str(error)
+    if name == "triton" and not _has_triton():
+        return "triton is not installed"
+    if name == "triton" and not (_interpreting() or torch.cuda.is_available()):
+        return "there is no CUDA device, and TRITON_INTERPRET is not set"
+    return None
+
+
+@functools.cache
+def _load_native() -> bool:
+    """Load the C++ extension. False where it was not built; a file that does not load is an error."""
+    files = sorted(Path(__file__).parent.glob("_C*.so"))
+    for file in files:
+        try:
+            torch.ops.load_library(file)
+        except OSError as error:
+            raise RuntimeError(
+                f"{file} does not load ({error}); rebuild it, or choose the backend 'reference'"
+            ) from error
+    return bool(files)
+
+
+@functools.cache
+def _native_op(op: str) -> Callable | None:
+    return getattr(torch.ops.llr_fast_native, op, None) if _load_native() else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes")

@@ -1,0 +1,88 @@
+"""Directions: a linearization by its tangents, the derivatives along K input directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llr_fast.ops import tangent_activation
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Tangents [K, *value.shape] of a tensor along K input directions.
+
+    Axes along which the tangents are known to be equal have stride 0: all samples share the directions until the
+    first activation, so the first layer is computed once for the whole batch.
+    """
+
+    tangents: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tangents.dtype
+
+    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Directions) -> Directions:
+        """A function of single entries, broadcast to `shape`, such as the sum with other tangents."""
+        operands = [_compact(_with_rank(d.tangents, len(shape))) for d in (self, *others)]
+        return Directions(function(*operands).expand(-1, *shape))
+
+    def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
+        """A function of tensors [B, ...] that works sample by sample: directions become part of the batch."""
+        tangents = _compact(self.tangents, dims=(1,))
+        out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
+        return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
+
+    def trailing(self, function: Callable[[Tensor], Tensor]) -> Directions:
+        """A function of the last axis alone."""
+        tangents = self.tangents
+        out = function(_compact(tangents, dims=range(1, tangents.dim() - 1)))
+        return Directions(out.expand(*tangents.shape[:-1], -1))
+
+    def mapped(self, function: Callable[..., Any], *others: Directions) -> Any:
+        """Any linear function of tensors without the axis of directions; lists and tuples of results are kept."""
+        out = torch.vmap(function)(self.tangents, *(d.tangents for d in others))
+        return Directions(out) if isinstance(out, Tensor) else [Directions(t) for t in out]
+
+    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Directions, Tensor]:
+        """Multiplies by the slope [*value.shape].
+
+        Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents.
+        """
+        if statistic is None:
+            return Directions(self.tangents * slope), self.tangents
+        if statistic == "sum_log_abs":
+            return Directions(self.tangents * slope), self.tangents.abs().log().sum(0)
+        out, measured = tangent_activation(*self._flat(slope), statistic)
+        return Directions(out.view(self.tangents.shape)), measured.view(slope.shape)
+
+    def _flat(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Tangents [K, 1, n] and slope [B, n] where the batch shares the tangents, else both with one row."""
+        tangents = self.tangents
+        if slope.dim() > 1 and slope.size(0) > 1 and tangents.stride(1) == 0:
+            return tangents[:, :1].flatten(2), slope.flatten(1)
+        return tangents.flatten(1).unsqueeze(1), slope.flatten().unsqueeze(0)
+
+
+def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:
+    """Unit directions along input axes `start` to `stop` - 1, shared by the samples of `x` [B, ...]."""
+    unit = torch.zeros(stop - start, x[0].numel(), dtype=dtype, device=x.device)
+    unit.diagonal(start)[:] = 1
+    return Directions(unit.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape))
+
+
+def _compact(tangents: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Cuts axes of stride 0, whose entries are all equal, down to size 1."""
+    for dim in range(1, tangents.dim()) if dims is None else dims:
+        if tangents.size(dim) > 1 and tangents.stride(dim) == 0:
+            tangents = tangents.narrow(dim, 0, 1)
+    return tangents
+
+
+def _with_rank(tangents: Tensor, rank: int) -> Tensor:
+    missing = rank + 1 - tangents.dim()
+    return tangents.reshape(tangents.size(0), *[1] * missing, *tangents.shape[1:]) if missing > 0 else tangents

@@ -1,0 +1,223 @@
+"""One evaluation of a network on a tensor that carries its own linearization."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from llr_fast.samples import MixedSamplesError, Samples
+
+
+class NotPiecewiseLinearError(ValueError):
+    """The model applies a function that is not piecewise linear, or that has no rule, to a tensor that depends on x."""
+
+
+class Linearization(Protocol):
+    """What is known of the derivative of a tensor with respect to the network's input."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Any: ...
+    def batched(self, function: Callable[[Tensor], Tensor]) -> Any: ...
+    def trailing(self, function: Callable[[Tensor], Tensor]) -> Any: ...
+    def mapped(self, function: Callable[..., Any], *others: Any) -> Any: ...
+    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Any, Tensor]: ...
+
+
+@dataclass
+class Layer:
+    """The neurons of one call of a piecewise-linear function; `B` samples of `n` neurons each."""
+
+    name: str
+    z: Tensor  # [B, n]
+    kinks: tuple[float, ...]
+    piece: Tensor  # [B, n]
+    statistic: Tensor  # [B, n], of the gradients dz/dx; where none was asked for, the tangents [K, B, n]
+
+    @property
+    def offset(self) -> Tensor:
+        """z minus the nearest kink, [B, n]."""
+        if len(self.kinks) == 1:
+            return self.z - self.kinks[0]
+        offsets = torch.stack([self.z - kink for kink in self.kinks])
+        return offsets.gather(0, offsets.abs().argmin(0, keepdim=True)).squeeze(0)
+
+    @property
+    def distance(self) -> Tensor:
+        """Distance of z to the nearest kink, [B, n]."""
+        return self.offset.abs()
+
+
+@dataclass
+class Evaluation:
+    """Settings and findings of one evaluation of `model`.
+
+    A certificate refuses layers in training mode, cuts parameters out of the graph and computes values in a precision
+    of its own; to the model they keep the dtype `declared`, so that it makes its own constants as ever. `graph` says
+    whether its linearization is differentiable by the directions, even where the model switches gradients off.
+    A `repeated` evaluation of a training step leaves the running statistics alone.
+    """
+
+    model: nn.Module
+    statistic: str | None = None
+    certificate: bool = False
+    declared: torch.dtype | None = None
+    graph: bool = False
+    repeated: bool = False
+    layers: list[Layer] = field(default_factory=list)
+    _paths: dict[int, str] | None = None
+
+    def constant(self, tensor: Any, like: torch.dtype) -> Any:
+        """A parameter, buffer or other tensor that does not depend on x, ready to meet tensors of dtype `like`."""
+        if not isinstance(tensor, Tensor) or isinstance(tensor, LinearizedTensor) or not tensor.is_floating_point():
+            return tensor
+        return tensor.detach().to(like) if self.certificate else tensor
+
+    def grad_mode(self) -> Any:
+        return torch.set_grad_enabled(self.graph) if self.certificate else contextlib.nullcontext()
+
+    def report(
+        self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, slope: Tensor
+    ) -> Linearization:
+        """Collects the neurons `x`; returns their linearization multiplied by `slope`."""
+        linearization, measured = x.linearization.activate(slope, self.statistic)
+        rows = x.samples.rows
+        measured = rows(measured, lead=measured.dim() - x.value.dim())
+        self.layers.append(Layer(self._name(function), rows(x.value), kinks, rows(piece), measured))
+        return linearization
+
+    def module_path(self) -> str:
+        """Path in the model of the module whose forward is running; the model's class name for the model itself."""
+        if self._paths is None:
+            self._paths = {id(module): path for path, module in self.model.named_modules()}
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if isinstance(owner, nn.Module) and id(owner) in self._paths:
+                return self._paths[id(owner)] or type(owner).__name__
+            frame = frame.f_back
+        return type(self.model).__name__
+
+    def _name(self, function: str) -> str:
+        if not self.certificate:
+            return function
+        name = f"{self.module_path()}:{function}"
+        repeats = sum(layer.name.split("#")[0] == name for layer in self.layers)
+        return f"{name}#{repeats + 1}" if repeats else name
+
+
+class LinearizedTensor(Tensor):
+    """A tensor that depends on the network's input: its value and its linearization.
+
+    Functions of it are looked up in `llr_fast.rules`; those without a rule raise NotPiecewiseLinearError.
+    """
+
+    value: Tensor
+    linearization: Any
+    samples: Samples
+    evaluation: Evaluation
+    _versions: list[int]  # shared by all views of one memory: [number of in-place changes so far]
+    _seen: int
+
+    @staticmethod
+    def __new__(
+        cls, value: Tensor, linearization: Any, samples: Samples, evaluation: Evaluation, views: Sequence[Any] = ()
+    ) -> LinearizedTensor:
+        dtype = evaluation.declared or value.dtype
+        self = Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype, device=value.device)
+        self.value, self.linearization = value, linearization
+        self.samples, self.evaluation = samples, evaluation
+        storage = value.untyped_storage().data_ptr()
+        bases = [view for view in views if view.value.untyped_storage().data_ptr() == storage]
+        self._versions = bases[0]._versions if bases else [0]
+        self._seen = self._versions[0]
+        return self
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from llr_fast import rules  # here: rules are written in terms of this class
+
+        return rules.apply(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
+
+    def replaced(self, value: Tensor, linearization: Any, samples: Samples | None = None) -> LinearizedTensor:
+        """The result of a function of this tensor."""
+        samples = self.samples if samples is None else samples
+        return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
+
+    def become(self, other: LinearizedTensor) -> LinearizedTensor:
+        """Takes over `other` in place; views of the old memory raise when they are used again."""
+        self.value, self.linearization, self.samples = other.value, other.linearization, other.samples
+        self._versions[0] += 1
+        self._seen = self._versions[0]
+        return self
+
+    def check_current(self, function: str) -> None:
+        if self._seen != self._versions[0]:
+            raise NotPiecewiseLinearError(
+                f"{function} in module {self.evaluation.module_path()!r} reads a tensor that was changed in place "
+                "through another view of its memory; make the change out of place, or clone() first"
+            )
+
+
+class Values:
+    """The linearization along no direction: for evaluations that need values alone."""
+
+    dtype = torch.float32
+
+    def pointwise(self, function: Any, shape: Sequence[int], *others: Any) -> Values:
+        return self
+
+    def batched(self, function: Any) -> Values:
+        return self
+
+    trailing = batched
+
+    def mapped(self, function: Any, *others: Any) -> Any:
+        return _Repeated()
+
+    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Values, Tensor]:
+        return self, slope.new_empty(0, *slope.shape)
+
+
+class _Repeated(Values):
+    """Values as the result of a function that may return several tensors."""
+
+    def __getitem__(self, index: int) -> Values:
+        return self
+
+
+def linearize(
+    model: Callable[[Tensor], Any], x: Tensor, linearization: Linearization, evaluation: Evaluation
+) -> tuple[Any, list[Layer]]:
+    """Evaluates `model` at `x` [B, ...]; returns its output (plain tensors) and its layers of neurons."""
+    root = LinearizedTensor(x, linearization, Samples(x.size(0)), evaluation)
+    output = model(root)
+    return tree_map_only(LinearizedTensor, lambda t: t.value, output), evaluation.layers
+
+
+__all__ = [
+    "Evaluation",
+    "Layer",
+    "LinearizedTensor",
+    "Linearization",
+    "MixedSamplesError",
+    "NotPiecewiseLinearError",
+    "Values",
+    "linearize",
+]

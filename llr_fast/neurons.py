@@ -1,0 +1,125 @@
+"""What is known of every hidden neuron at x: gradient norms, activation pattern, kinks ahead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast import certify, norms
+from llr_fast.checks import check_choice, check_direction
+from llr_fast.directions import Directions
+from llr_fast.linearize import Layer
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons of one call of a piecewise-linear function.
+
+    Attributes:
+        name: path of the module and name of the function.
+        distance: [B, n], distance of each neuron to its nearest kink.
+        norm: [B, n], ||grad_x z||_q.
+    """
+
+    name: str
+    distance: Tensor
+    norm: Tensor
+
+
+def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
+    """Exact l_q norms of the gradients of all hidden neurons with respect to x.
+
+    Args:
+        model: a piecewise-linear network in evaluation mode.
+        x: [B, ...], finite.
+        q: 1, 2 or inf.
+
+    Returns:
+        One `Neurons` for each call of a piecewise-linear function, in forward order; distances in float64, norms in
+        the model's dtype.
+
+    Raises:
+        As `margin`.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+        >>> (layer,) = llr_fast.gradient_norms(model, torch.zeros(1, 2))
+        >>> torch.allclose(layer.norm, model[0].weight.norm(dim=1))
+        True
+    """
+    check_choice("q", q, norms.NORMS)
+    certify.check(model, x, torch.float64)
+    layers = certify.values(model, x, torch.float64)
+    measured = certify.gradient_norms(model, x, layers, q, torch.float64)
+    return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(layers, measured, strict=True)]
+
+
+def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
+    """The linear piece that every hidden neuron is on.
+
+    Args:
+        model: a piecewise-linear network in evaluation mode.
+        x: [B, ...], finite.
+
+    Returns:
+        [B, N] int16, in forward order: the number of kinks below the neuron's value; for max-pooling the place of the
+        winner in its window, once for each entry that it beats.
+
+    Raises:
+        As `margin`.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> llr_fast.activation_pattern(torch.nn.ReLU6(), torch.tensor([[-1.0, 3.0, 8.0]]))
+        tensor([[0, 1, 2]], dtype=torch.int16)
+    """
+    certify.check(model, x, torch.float64)
+    parts = x.split(certify.samples_at_once(model, x, torch.float64))
+    return torch.cat([_pieces(certify.values(model, part, torch.float64), part) for part in parts])
+
+
+def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """How far each sample can move along a direction before the network's linear piece changes (Prop. 4).
+
+    Args:
+        model: a piecewise-linear network in evaluation mode.
+        x: [B, ...], finite.
+        direction: the shape of x; not normalised, so the result counts its lengths.
+        dtype: of values and tangents.
+
+    Returns:
+        [B] in `dtype`; +inf where no kink lies ahead.
+
+    Raises:
+        As `margin`.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> x, direction = torch.tensor([[1.0], [1.0]]), torch.tensor([[-0.5], [1.0]])
+        >>> llr_fast.directional_margin(torch.nn.ReLU(), x, direction)
+        tensor([2., inf], dtype=torch.float64)
+    """
+    certify.check(model, x, dtype)
+    check_direction(direction, x)
+    layers = certify.evaluate(model, x, Directions(direction.detach().to(dtype).unsqueeze(0)), dtype)
+    unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
+    return torch.stack([unbounded, *(_first_kink(layer) for layer in layers)]).amin(0)
+
+
+def _first_kink(layer: Layer) -> Tensor:
+    """[B]: the smallest step at which a neuron of the layer reaches a kink; on a kink it is on the piece below."""
+    rate = layer.statistic[0]
+    steps = []
+    for kink in layer.kinks:
+        ahead = torch.where(layer.z > kink, rate < 0, rate > 0)
+        steps.append(torch.where(ahead, (kink - layer.z) / rate, math.inf))
+    return torch.stack(steps).amin(0).amin(1)
+
+
+def _pieces(layers: list[Layer], x: Tensor) -> Tensor:
+    none = torch.empty(x.size(0), 0, dtype=torch.int16, device=x.device)
+    return torch.cat([none, *(layer.piece for layer in layers)], 1)

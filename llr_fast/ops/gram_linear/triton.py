@@ -1,0 +1,291 @@
+"""gram_linear for GPUs: W D G D and its product with W^T, of which one triangle of tiles is computed and mirrored."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arguments import accumulation_dtype
+from ..masked_linear.triton import dot_type, load_wide
+
+
+@triton.jit
+def store_mirrored(p_matrix, b_tile, tile_row, tile_column, size, BLOCK: tl.constexpr):
+    """Store a tile on or below the diagonal of a symmetric [size, size] matrix, and its mirror image."""
+    o_row = (tile_row * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    o_column = (tile_column * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    if tile_row == tile_column:
+        # The two halves of a tile on the diagonal are rounded differently; one stands for both.
+        b_tile = tl.where(o_row[:, None] >= o_column[None, :], b_tile, tl.trans(b_tile))
+    else:
+        m_mirror = (o_column < size)[:, None] & (o_row < size)[None, :]
+        tl.store(p_matrix + o_column[:, None] * size + o_row[None, :], tl.trans(b_tile), mask=m_mirror)
+    m_tile = (o_row < size)[:, None] & (o_column < size)[None, :]
+    tl.store(p_matrix + o_row[:, None] * size + o_column[None, :], b_tile, mask=m_tile)
+
+
+@triton.jit
+def load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_n, O, n, like):
+    """A tile of (H + H^T) W D with H = d loss / d out: read, or computed where only the diagonal has a gradient."""
+    m_tile = (o_o < O)[:, None] & (o_n < n)[None, :]
+    o_o = o_o.to(tl.int64)
+    if p_left is not None:
+        return load_wide(p_left + ((o_b * O + o_o) * n)[:, None] + o_n[None, :], m_tile, like)
+    b_d_diagonal = 2 * load_wide(p_d_diagonal + o_b * O + o_o, o_o < O, like)
+    b_slope = load_wide(p_slope + o_b * n + o_n, o_n < n, like)
+    b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_n[None, :], m_tile, like)
+    return b_weight * b_d_diagonal[:, None] * b_slope[None, :]
+
+
+@triton.jit
+def gram_linear_left_kernel(
+    p_gram, p_slope, p_weight, p_left, p_diagonal, B, n, O, stride_b,
+    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A program computes a tile of W D G D for one sample, and stores it in p_left [B, O, n].
+
+    Without p_left it multiplies the tile by that of W D and stores the row sums, in p_diagonal [tiles of n, B, O]:
+    the diagonal of W D G D W^T, for which symmetry lets each tile above G's diagonal stand for that below.
+    """
+    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
+    program = tl.program_id(0)
+    o_b = (program // tiles_o // tiles_n).to(tl.int64)
+    tile_j = (program // tiles_o) % tiles_n
+    o_o = ((program % tiles_o) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    o_j = tile_j * BLOCK + tl.arange(0, BLOCK)
+    m_o, m_j = o_o < O, o_j < n
+    p_weights = p_weight + (o_o * n)[:, None]
+    p_grams = p_gram + o_b * stride_b + o_j[None, :]
+    b_left = tl.zeros([BLOCK, BLOCK], tl.float64 if p_gram.dtype.element_ty == tl.float64 else tl.float32)
+    last = n if p_left is not None else tl.minimum(n, (tile_j + 1) * BLOCK)
+    for first in range(0, last, BLOCK_R):
+        o_i = first + tl.arange(0, BLOCK_R)
+        m_i = o_i < n
+        b_slope = load_wide(p_slope + o_b * n + o_i, m_i, b_left)
+        if p_left is None:
+            b_slope *= tl.where(o_i < tile_j * BLOCK, 2.0, 1.0)
+        b_masked = load_wide(p_weights + o_i[None, :], m_o[:, None] & m_i[None, :], b_left) * b_slope[None, :]
+        p_tile = p_grams + o_i[:, None].to(tl.int64) * n
+        b_gram = tl.load(p_tile, mask=m_i[:, None] & m_j[None, :], other=0.0)
+        b_left = tl.dot(b_masked.to(DOT), b_gram.to(DOT), b_left, input_precision="ieee", out_dtype=b_left.dtype)
+    b_left *= load_wide(p_slope + o_b * n + o_j, m_j, b_left)[None, :]
+    m_tile = m_o[:, None] & m_j[None, :]
+    if p_left is not None:
+        tl.store(p_left + ((o_b * O + o_o) * n)[:, None] + o_j[None, :], b_left, mask=m_tile)
+    else:
+        b_product = b_left * load_wide(p_weights + o_j[None, :], m_tile, b_left)
+        tl.store(p_diagonal + (tl.cast(tile_j, tl.int64) * B + o_b) * O + o_o, tl.sum(b_product, 1), mask=m_o)
+
+
+@triton.jit
+def gram_linear_kernel(
+    p_left, p_transposed, p_out, p_diagonal, n, O,
+    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A program computes a tile of left W^T for one sample, from p_transposed = W^T [n, O]."""
+    tiles = tl.cdiv(O, BLOCK)
+    program = tl.program_id(0)
+    o_b = (program // tiles // tiles).to(tl.int64)
+    tile_o, tile_p = (program // tiles) % tiles, program % tiles
+    if tile_o < tile_p:
+        return
+    o_o = (tile_o * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    o_p = tile_p * BLOCK + tl.arange(0, BLOCK)
+    m_o, m_p = o_o < O, o_p < O
+    b_out = tl.zeros([BLOCK, BLOCK], p_diagonal.dtype.element_ty)
+    for first in range(0, n, BLOCK_R):
+        o_j = first + tl.arange(0, BLOCK_R)
+        m_j = o_j < n
+        p_tile = p_left + ((o_b * O + o_o) * n)[:, None] + o_j[None, :]
+        b_left = tl.load(p_tile, mask=m_o[:, None] & m_j[None, :], other=0.0)
+        p_tile = p_transposed + o_j[:, None].to(tl.int64) * O + o_p[None, :]
+        b_weight = tl.load(p_tile, mask=m_j[:, None] & m_p[None, :], other=0.0)
+        b_out = tl.dot(b_left.to(DOT), b_weight.to(DOT), b_out, input_precision="ieee", out_dtype=b_out.dtype)
+    store_mirrored(p_out + o_b * O * O, b_out, tile_o, tile_p, O, BLOCK)
+    if tile_o == tile_p:
+        b_diagonal = tl.sum(tl.where(o_o[:, None] == o_p[None, :], b_out, 0.0), 1)
+        tl.store(p_diagonal + o_b * O + o_o, b_diagonal, mask=m_o)
+
+
+@triton.jit
+def gram_linear_backward_left_kernel(
+    p_d_out, p_d_diagonal, p_slope, p_weight, p_left, n, O,
+    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out with d_diagonal on its diagonal."""
+    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
+    program = tl.program_id(0)
+    o_b = (program // tiles_o // tiles_n).to(tl.int64)
+    o_o = (((program // tiles_n) % tiles_o) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    o_i = (program % tiles_n) * BLOCK + tl.arange(0, BLOCK)
+    m_o, m_i = o_o < O, o_i < n
+    b_left = tl.zeros([BLOCK, BLOCK], tl.float64 if p_d_out.dtype.element_ty == tl.float64 else tl.float32)
+    p_sample = p_d_out + o_b * O * O
+    for first in range(0, O, BLOCK_R):
+        o_p = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
+        m_p = o_p < O
+        b_lower = load_wide(p_sample + (o_o * O)[:, None] + o_p[None, :], m_o[:, None] & m_p[None, :], b_left)
+        b_upper = load_wide(p_sample + (o_p * O)[:, None] + o_o[None, :], m_p[:, None] & m_o[None, :], b_left)
+        b_weight = tl.load(p_weight + (o_p * n)[:, None] + o_i[None, :], mask=m_p[:, None] & m_i[None, :], other=0.0)
+        b_sum = (b_lower + tl.trans(b_upper)).to(DOT)
+        b_left = tl.dot(b_sum, b_weight.to(DOT), b_left, input_precision="ieee", out_dtype=b_left.dtype)
+    m_tile = m_o[:, None] & m_i[None, :]
+    if p_d_diagonal is not None:
+        b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_left)
+        b_left += 2 * load_wide(p_d_diagonal + o_b * O + o_o, m_o, b_left)[:, None] * b_weight
+    b_left *= load_wide(p_slope + o_b * n + o_i, m_i, b_left)[None, :]
+    tl.store(p_left + ((o_b * O + o_o) * n)[:, None] + o_i[None, :], b_left, mask=m_tile)
+
+
+@triton.jit
+def gram_linear_backward_gram_kernel(
+    p_left, p_d_diagonal, p_slope, p_weight, p_transposed, p_d_gram, B, n, O, samples,
+    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A program computes a tile of d loss / d gram = D W^T left / 2, summed over `samples` samples: [parts, n, n]."""
+    tiles = tl.cdiv(n, BLOCK)
+    program = tl.program_id(0)
+    part = (program // tiles // tiles).to(tl.int64)
+    tile_i, tile_j = (program // tiles) % tiles, program % tiles
+    if tile_i < tile_j:
+        return
+    o_i = (tile_i * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    o_j = tile_j * BLOCK + tl.arange(0, BLOCK)
+    m_i = o_i < n
+    b_d_gram = tl.zeros([BLOCK, BLOCK], tl.float64 if p_weight.dtype.element_ty == tl.float64 else tl.float32)
+    for o_b in range(part * samples, tl.minimum((part + 1) * samples, B)):
+        b_slope = load_wide(p_slope + o_b * n + o_i, m_i, b_d_gram) * 0.5
+        for first in range(0, O, BLOCK_R):
+            o_o = first + tl.arange(0, BLOCK_R)
+            p_tile = p_transposed + (o_i * O)[:, None] + o_o[None, :]
+            b_masked = load_wide(p_tile, m_i[:, None] & (o_o < O)[None, :], b_d_gram) * b_slope[:, None]
+            b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_gram)
+            b_d_gram = tl.dot(
+                b_masked.to(DOT), b_left.to(DOT), b_d_gram, input_precision="ieee", out_dtype=b_d_gram.dtype
+            )
+    store_mirrored(p_d_gram + part * n * n, b_d_gram, tile_i, tile_j, n, BLOCK)
+
+
+@triton.jit
+def gram_linear_backward_weight_kernel(
+    p_left, p_d_diagonal, p_gram, p_slope, p_weight, p_d_slope, p_d_weight, B, n, O, stride_b, samples,
+    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """From d loss / d (W D) = left G: p_d_weight [parts, O, n], and p_d_slope [tiles of O, B, n] or None."""
+    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
+    program = tl.program_id(0)
+    part = (program // tiles_o // tiles_n).to(tl.int64)
+    tile_o = ((program // tiles_n) % tiles_o).to(tl.int64)
+    o_o = tile_o * BLOCK + tl.arange(0, BLOCK)
+    o_i = (program % tiles_n) * BLOCK + tl.arange(0, BLOCK)
+    m_i = o_i < n
+    m_tile = (o_o < O)[:, None] & m_i[None, :]
+    b_d_weight = tl.zeros([BLOCK, BLOCK], p_d_weight.dtype.element_ty)
+    for o_b in range(part * samples, tl.minimum((part + 1) * samples, B)):
+        b_d_masked = tl.zeros([BLOCK, BLOCK], b_d_weight.dtype)
+        for first in range(0, n, BLOCK_R):
+            o_j = first + tl.arange(0, BLOCK_R)
+            b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_weight)
+            p_tile = p_gram + o_b * stride_b + o_j[:, None].to(tl.int64) * n + o_i[None, :]
+            b_gram = tl.load(p_tile, mask=(o_j < n)[:, None] & m_i[None, :], other=0.0)
+            b_d_masked = tl.dot(
+                b_left.to(DOT), b_gram.to(DOT), b_d_masked, input_precision="ieee", out_dtype=b_d_masked.dtype
+            )
+        if p_d_slope is not None:
+            b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_d_masked)
+            tl.store(p_d_slope + (tile_o * B + o_b) * n + o_i, tl.sum(b_d_masked * b_weight, 0), mask=m_i)
+        b_d_weight += b_d_masked * load_wide(p_slope + o_b * n + o_i, m_i, b_d_masked)[None, :]
+    tl.store(p_d_weight + ((part * O + o_o) * n)[:, None] + o_i[None, :], b_d_weight, mask=m_tile)
+
+
+def blocks(dtype: torch.dtype) -> dict[str, int]:
+    """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
+    return {
+        2: {"BLOCK": 64, "BLOCK_R": 32, "num_warps": 4, "num_stages": 3},
+        4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 8, "num_stages": 3},
+        8: {"BLOCK": 32, "BLOCK_R": 16, "num_warps": 4, "num_stages": 3},
+    }[dtype.itemsize]
+
+
+def samples_per_part(batch: int, tiles: int) -> int:
+    """How many samples one program sums, so that a sum of few tiles still occupies the device."""
+    return triton.cdiv(batch, min(batch, triton.cdiv(512, tiles)))
+
+
+def _stride(gram: Tensor) -> int:
+    return gram.shape[1] * gram.shape[2] if gram.shape[0] > 1 else 0
+
+
+def launch_gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool) -> tuple[Tensor, Tensor]:
+    (B, n), O = slope.shape, len(weight)
+    wide = accumulation_dtype(gram.dtype)
+    meta = blocks(gram.dtype)
+    tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
+    out = gram.new_empty((B, O, O) if store else 0)
+    if B * n * O == 0:
+        return out.zero_(), gram.new_zeros((B, O), dtype=wide)
+    gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
+    left = gram.new_empty(B, O, n) if store else None
+    diagonal = gram.new_empty((1 if store else tiles_n, B, O), dtype=wide)
+    meta["DOT"] = dot_type(gram.dtype)
+    gram_linear_left_kernel[(B * tiles_o * tiles_n,)](
+        gram, slope, weight, left, None if store else diagonal, B, n, O, _stride(gram), **meta
+    )
+    if not store:
+        return out, diagonal.sum(0)
+    gram_linear_kernel[(B * tiles_o * tiles_o,)](left, weight.T.contiguous(), out, diagonal, n, O, **meta)
+    return out, diagonal[0]
+
+
+def launch_gram_linear_backward(
+    d_out: Tensor | None,
+    d_diagonal: Tensor | None,
+    gram: Tensor,
+    slope: Tensor,
+    weight: Tensor,
+    needs_gram: bool,
+    needs_slope: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (B, n), O = slope.shape, len(weight)
+    wide = accumulation_dtype(gram.dtype)
+    meta = blocks(gram.dtype)
+    tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
+    d_gram = gram.new_zeros(gram.shape if needs_gram else 0)
+    d_slope = slope.new_zeros(slope.shape if needs_slope else 0)
+    d_weight = weight.new_zeros(weight.shape if needs_weight else 0)
+    if B * n * O == 0:
+        return d_gram, d_slope, d_weight
+    gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
+    d_diagonal = None if d_diagonal is None else d_diagonal.contiguous()
+    meta["DOT"] = dot_type(gram.dtype)
+    left = None
+    if d_out is not None:
+        left = gram.new_empty(B, O, n)
+        gram_linear_backward_left_kernel[(B * tiles_o * tiles_n,)](
+            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **meta
+        )
+
+    if needs_gram:
+        is_summed = len(gram) < B
+        samples = samples_per_part(B, tiles_n * (tiles_n + 1) // 2) if is_summed else 1
+        count = triton.cdiv(B, samples)
+        parts = gram.new_empty((count, n, n), dtype=wide) if is_summed else d_gram
+        gram_linear_backward_gram_kernel[(count * tiles_n * tiles_n,)](
+            left, d_diagonal, slope, weight, weight.T.contiguous(), parts, B, n, O, samples, **meta
+        )
+        d_gram = parts.sum(0, keepdim=True).to(gram.dtype) if is_summed else d_gram
+
+    if needs_slope or needs_weight:
+        samples = samples_per_part(B, tiles_o * tiles_n)
+        count = triton.cdiv(B, samples)
+        parts = weight.new_empty((count, O, n), dtype=wide)
+        sums = slope.new_empty((tiles_o, B, n), dtype=wide) if needs_slope else None
+        gram_linear_backward_weight_kernel[(count * tiles_o * tiles_n,)](
+            left, d_diagonal, gram, slope, weight, sums, parts, B, n, O, _stride(gram), samples, **meta
+        )
+        d_slope = sums.sum(0).to(slope.dtype) if needs_slope else d_slope
+        d_weight = parts.sum(0).to(weight.dtype) if needs_weight else d_weight
+    return d_gram, d_slope, d_weight

@@ -1,0 +1,216 @@
+"""tangent_activation for GPUs: one pass over the tangents, one over their gradient."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arguments import accumulation_dtype
+
+
+@triton.jit
+def measure(b_value, STATISTIC: tl.constexpr):
+    """What one value adds to a statistic."""
+    if STATISTIC == "sum_squares":
+        return b_value * b_value
+    return tl.abs(b_value)
+
+
+@triton.jit
+def gather_statistic(b_stat, b_measure, STATISTIC: tl.constexpr):
+    if STATISTIC == "max_abs":
+        return tl.maximum(b_stat, b_measure)
+    return b_stat + b_measure
+
+
+@triton.jit
+def reduce_statistic(b_stat, axis: tl.constexpr, STATISTIC: tl.constexpr):
+    if STATISTIC == "max_abs":
+        return tl.max(b_stat, axis)
+    return tl.sum(b_stat, axis)
+
+
+@triton.jit
+def sign(b_value):
+    return (b_value > 0).to(b_value.dtype) - (b_value < 0).to(b_value.dtype)
+
+
+@triton.jit
+def tangent_activation_kernel(
+    p_tangents, p_slope, p_out, p_stat, K, B, n,
+    STATISTIC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Tangents [K, n], the same for all rows of slope [B, n]. A program owns BLOCK_B rows of BLOCK_N columns."""
+    tiles = tl.cdiv(n, BLOCK_N)
+    program = tl.program_id(0)
+    first_b = (program // tiles) * BLOCK_B
+    o_n = (program % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    row = tl.cast(n, tl.int64)
+    b_stat = tl.zeros([BLOCK_K, BLOCK_N], p_stat.dtype.element_ty)
+    for first_k in range(0, K, BLOCK_K):
+        o_k = first_k + tl.arange(0, BLOCK_K)[:, None]
+        m_tile = (o_k < K) & m_n[None, :]
+        b_tangents = tl.load(p_tangents + o_k * row + o_n[None, :], mask=m_tile, other=0.0).to(b_stat.dtype)
+        b_stat = gather_statistic(b_stat, measure(b_tangents, STATISTIC), STATISTIC)
+        for i in tl.static_range(BLOCK_B):
+            o_b = first_b + i
+            b_slope = tl.load(p_slope + o_b * row + o_n, mask=m_n & (o_b < B), other=0.0).to(b_stat.dtype)
+            p_tile = p_out + (o_k * tl.cast(B, tl.int64) + o_b) * row + o_n[None, :]
+            tl.store(p_tile, b_tangents * b_slope[None, :], mask=m_tile & (o_b < B))
+    b_total = reduce_statistic(b_stat, 0, STATISTIC)
+    for i in tl.static_range(BLOCK_B):
+        o_b = first_b + i
+        tl.store(p_stat + o_b * row + o_n, b_total, mask=m_n & (o_b < B))
+
+
+@triton.jit
+def tangent_activation_backward_kernel(
+    p_d_out, p_d_stat, p_tangents, p_slope, p_stat, p_d_tangents, p_d_slope, K, B, n,
+    STATISTIC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Tangents [K, n] as in the forward kernel; each output may be None. A program owns BLOCK_N columns of a row."""
+    tiles = tl.cdiv(n, BLOCK_N)
+    program = tl.program_id(0)
+    o_n = (program % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    row = tl.cast(n, tl.int64)
+    o_row = (program // tiles) * row + o_n
+    b_stat = tl.load(p_stat + o_row, mask=m_n, other=0.0)
+    if p_d_tangents is not None and p_d_out is not None:
+        b_slope = tl.load(p_slope + o_row, mask=m_n, other=0.0).to(b_stat.dtype)
+    if p_d_tangents is not None and p_d_stat is not None:
+        b_d_stat = tl.load(p_d_stat + o_row, mask=m_n, other=0.0)
+    b_d_slope = tl.zeros([BLOCK_K, BLOCK_N], b_stat.dtype)
+    b_open = tl.full([BLOCK_N], 1, tl.int32)
+    for first_k in range(0, K, BLOCK_K):
+        o_k = first_k + tl.arange(0, BLOCK_K)[:, None]
+        m_tile = (o_k < K) & m_n[None, :]
+        o_tile = o_k * (B * row) + o_row[None, :]
+        b_tangents = tl.load(p_tangents + o_k * row + o_n[None, :], mask=m_tile, other=0.0).to(b_stat.dtype)
+        b_d_tangents = tl.zeros([BLOCK_K, BLOCK_N], b_stat.dtype)
+        if p_d_out is not None:
+            b_d_out = tl.load(p_d_out + o_tile, mask=m_tile, other=0.0).to(b_stat.dtype)
+            if p_d_slope is not None:
+                b_d_slope += b_d_out * b_tangents
+            if p_d_tangents is not None:
+                b_d_tangents = b_d_out * b_slope[None, :]
+        if p_d_tangents is not None:
+            if p_d_stat is not None:
+                if STATISTIC == "sum_squares":
+                    b_d_tangents += 2 * b_d_stat[None, :] * b_tangents
+                elif STATISTIC == "sum_abs":
+                    b_d_tangents += b_d_stat[None, :] * sign(b_tangents)
+                else:
+                    # The first tangent that equals the maximum; later tiles find b_open cleared.
+                    b_hit = (tl.abs(b_tangents) == b_stat[None, :]) & (o_k < K)
+                    b_first = tl.min(tl.where(b_hit, o_k, K), 0)
+                    m_hit = (o_k == b_first[None, :]) & (b_open[None, :] != 0)
+                    b_d_tangents += tl.where(m_hit, b_d_stat[None, :] * sign(b_tangents), 0.0)
+                    b_open = tl.where(b_first < K, 0, b_open)
+            tl.store(p_d_tangents + o_tile, b_d_tangents, mask=m_tile)
+    if p_d_slope is not None:
+        tl.store(p_d_slope + o_row, tl.sum(b_d_slope, 0), mask=m_n)
+
+
+@triton.jit
+def tangent_activation_shared_backward_kernel(
+    p_d_out, p_d_stat, p_tangents, p_slope, p_first, p_d_tangents, K, B, n,
+    STATISTIC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradient by tangents [K, n] that B rows share: a program sums a tile of it over the rows.
+
+    p_d_stat [n] is already summed; p_first [n] is where each maximum is attained, or None.
+    """
+    tiles = tl.cdiv(n, BLOCK_N)
+    program = tl.program_id(0)
+    o_k = (program // tiles) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
+    o_n = (program % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < n
+    m_tile = (o_k < K) & m_n[None, :]
+    row = tl.cast(n, tl.int64)
+    o_tile = o_k * row + o_n[None, :]
+    b_sum = tl.zeros([BLOCK_K, BLOCK_N], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
+    if p_d_out is not None:
+        p_tile = p_d_out + o_k * (B * row) + o_n[None, :]
+        for b in range(0, B):
+            b_slope = tl.load(p_slope + b * row + o_n, mask=m_n, other=0.0).to(b_sum.dtype)
+            b_sum += tl.load(p_tile + b * row, mask=m_tile, other=0.0).to(b_sum.dtype) * b_slope[None, :]
+    if p_d_stat is not None:
+        b_tangents = tl.load(p_tangents + o_tile, mask=m_tile, other=0.0).to(b_sum.dtype)
+        b_d_stat = tl.load(p_d_stat + o_n, mask=m_n, other=0.0)[None, :]
+        if STATISTIC == "sum_squares":
+            b_sum += 2 * b_d_stat * b_tangents
+        elif STATISTIC == "sum_abs":
+            b_sum += b_d_stat * sign(b_tangents)
+        else:
+            m_hit = o_k == tl.load(p_first + o_n, mask=m_n, other=-1)[None, :]
+            b_sum += tl.where(m_hit, b_d_stat * sign(b_tangents), 0.0)
+    tl.store(p_d_tangents + o_tile, b_sum, mask=m_tile)
+
+
+def blocks(directions: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile of [BLOCK_K, BLOCK_N] with rows of whole 128-byte lines; wide where there are few directions."""
+    block_k = min(triton.next_power_of_2(directions), 16)
+    widest = (4096 if dtype.itemsize == 2 else 2048) // block_k
+    return {"BLOCK_K": block_k, "BLOCK_N": max(32, min(triton.next_power_of_2(columns), widest)), "num_warps": 4}
+
+
+def _layout(tangents: Tensor, slope: Tensor) -> tuple[Tensor, int, int]:
+    """Tangents that are the same for B rows of n columns, with B and n; one long row where they are not shared."""
+    if tangents.stride(1) == 0 or tangents.shape[1] == 1:
+        return tangents[:, 0].contiguous(), *slope.shape
+    return tangents.contiguous(), 1, slope.numel()
+
+
+def launch_tangent_activation(tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Tensor, Tensor]:
+    rows, B, n = _layout(tangents, slope)
+    K = len(tangents)
+    out = tangents.new_empty(K, *slope.shape)
+    stat = slope.new_empty(slope.shape, dtype=accumulation_dtype(tangents.dtype))
+    if slope.numel() == 0:
+        return out, stat
+    meta = blocks(K, n, tangents.dtype)
+    block_b = min(triton.next_power_of_2(B), 8)
+    grid = (triton.cdiv(n, meta["BLOCK_N"]) * triton.cdiv(B, block_b),)
+    tangent_activation_kernel[grid](
+        rows, slope.contiguous(), out, stat, K, B, n, STATISTIC=statistic, BLOCK_B=block_b, **meta
+    )
+    return out, stat
+
+
+def launch_tangent_activation_backward(
+    d_out: Tensor | None,
+    d_stat: Tensor | None,
+    tangents: Tensor,
+    slope: Tensor,
+    stat: Tensor,
+    statistic: str,
+    needs_slope: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, B, n = _layout(tangents, slope)
+    K = len(tangents)
+    slope = slope.contiguous()
+    d_out = None if d_out is None else d_out.contiguous()
+    d_tangents = tangents.new_empty(tangents.shape)
+    d_slope = slope.new_empty(slope.shape if needs_slope else 0)
+    if slope.numel() == 0:
+        return d_tangents.zero_(), d_slope
+    meta = blocks(K, n, tangents.dtype)
+    tiles = triton.cdiv(n, meta["BLOCK_N"])
+    is_summed = tangents.shape[1] < slope.shape[0]
+    if is_summed:
+        d_total = None if d_stat is None else d_stat.sum(0)
+        first = rows.abs().argmax(0) if statistic == "max_abs" else None
+        tangent_activation_shared_backward_kernel[(triton.cdiv(K, meta["BLOCK_K"]) * tiles,)](
+            d_out, d_total, rows, slope, first, d_tangents, K, B, n, STATISTIC=statistic, **meta
+        )
+    if needs_slope or not is_summed:
+        tangent_activation_backward_kernel[(tiles * B,)](
+            d_out, None if d_stat is None else d_stat.contiguous(), rows, slope, stat,
+            None if is_summed else d_tangents, d_slope if needs_slope else None,
+            K, B, n, STATISTIC=statistic, **meta,
+        )  # fmt: skip
+    return d_tangents, d_slope

@@ -1,0 +1,89 @@
+"""Affine functions of whole samples: convolution, normalisation by fixed statistics, averages, resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearize import LinearizedTensor
+from llr_fast.rules.affine import constants, require_constant
+from llr_fast.rules.table import function_name, refuse, rule
+
+
+def _spatial_rank(function: Any) -> int:
+    return int(next(c for c in reversed(function_name(function)) if c.isdigit()))
+
+
+def _require_batch(function: Any, x: LinearizedTensor) -> None:
+    rank = _spatial_rank(function)
+    if x.value.dim() != rank + 2:
+        raise refuse(x, function, f"expected a tensor of {rank + 2} axes, got shape {tuple(x.value.shape)}")
+    x.samples.kept(range(1, rank + 2), function_name(function))
+
+
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _convolve(
+    function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> LinearizedTensor:
+    require_constant(function, weight, bias)
+    _require_batch(function, x)
+    (w, b), (for_tangents, _) = constants(x, weight, bias)
+    value = function(x.value, w, b, *args, **kwargs)
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, for_tangents, None, *args, **kwargs)))
+
+
+@rule(
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+)
+def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    _require_batch(function, x)
+    value = function(x.value, *args, **kwargs)
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+
+
+@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
+def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    x.samples.kept(range(1, x.value.dim()), function_name(function))
+    if function is Tensor.unfold:
+        raise refuse(x, function, "use torch.nn.functional.unfold")
+    value = function(x.value, *args, **kwargs)
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+
+
+@rule("batch_norm")
+def _batch_norm(
+    function: Any,
+    x: LinearizedTensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> LinearizedTensor:
+    """With fixed statistics; in training, those of the batch count as constants of the step."""
+    require_constant(function, running_mean, running_var, weight, bias)
+    if training and x.evaluation.certificate:
+        raise ValueError(
+            f"batch_norm in module {x.evaluation.module_path()!r} is in training mode, where samples influence each "
+            "other; certificates need model.eval()"
+        )
+    x.samples.kept((1,), "batch_norm")
+    if training:
+        kept = (None, None) if x.evaluation.repeated else (running_mean, running_var)
+        value = F.batch_norm(x.value, *kept, weight, bias, True, momentum, eps)
+        variance = x.value.detach().transpose(0, 1).flatten(1).var(1, correction=0)
+    else:
+        (mean, running, scale, shift), _ = constants(x, running_mean, running_var, weight, bias)
+        value = F.batch_norm(x.value, mean, running, scale, shift, False, momentum, eps)
+        variance = running_var if running_var is not None else torch.ones_like(x.value[0, :, 0])
+    factor = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, x.linearization.dtype)) + eps)
+    factor = factor if weight is None else factor * weight
+    _, (factor,) = constants(x, factor)
+    factor = factor.view(-1, *[1] * (x.value.dim() - 2))
+    return x.replaced(value, x.linearization.pointwise(lambda t: t * factor, value.shape))

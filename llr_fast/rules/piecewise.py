@@ -1,0 +1,151 @@
+"""Piecewise-linear functions: they report their neurons and multiply the linearization by the slope of the piece."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearize import LinearizedTensor
+from llr_fast.rules.affine import require_constant
+from llr_fast.rules.table import function_name, refuse, rule
+
+
+def activate(
+    x: LinearizedTensor, name: str, value: Tensor, kinks: tuple[float, ...], slopes: tuple[Any, ...]
+) -> LinearizedTensor:
+    """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
+
+    A point on a kink belongs to the piece below it.
+    """
+    above = [x.value > kink for kink in kinks]
+    piece = torch.zeros_like(x.value, dtype=torch.int16)
+    slope = torch.full_like(x.value, 0.0, dtype=x.linearization.dtype) + slopes[0]
+    for beyond, after in zip(above, slopes[1:], strict=True):
+        piece = piece + beyond
+        slope = torch.where(beyond, torch.as_tensor(after, dtype=slope.dtype, device=slope.device), slope)
+    return x.replaced(value, x.evaluation.report(name, x, kinks, piece, slope))
+
+
+@rule("relu", inplace=True)
+def _relu(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "relu", torch.relu(x.value), (0.0,), (0.0, 1.0))
+
+
+@rule("leaky_relu", inplace=True)
+def _leaky_relu(
+    function: Any, x: LinearizedTensor, negative_slope: float = 0.01, inplace: bool = False
+) -> LinearizedTensor:
+    return activate(x, "leaky_relu", F.leaky_relu(x.value, negative_slope), (0.0,), (negative_slope, 1.0))
+
+
+@rule("rrelu", inplace=True)
+def _rrelu(
+    function: Any,
+    x: LinearizedTensor,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> LinearizedTensor:
+    if training:
+        raise ValueError(
+            f"rrelu in module {x.evaluation.module_path()!r} draws random slopes in training mode; call model.eval()"
+        )
+    return _leaky_relu(function, x, (lower + upper) / 2)
+
+
+@rule("prelu")
+def _prelu(function: Any, x: LinearizedTensor, weight: Tensor) -> LinearizedTensor:
+    require_constant(function, weight)
+    keep = x.evaluation.constant
+    value = F.prelu(x.value, keep(weight, x.value.dtype))
+    slope = keep(weight, x.linearization.dtype)
+    if slope.numel() > 1:
+        slope = slope.view(-1, *[1] * (x.value.dim() - 2))
+    return activate(x, "prelu", value, (0.0,), (slope, 1.0))
+
+
+@rule("relu6", inplace=True)
+def _relu6(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "relu6", F.relu6(x.value), (0.0, 6.0), (0.0, 1.0, 0.0))
+
+
+@rule("hardtanh", inplace=True)
+def _hardtanh(
+    function: Any, x: LinearizedTensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> LinearizedTensor:
+    return activate(x, "hardtanh", F.hardtanh(x.value, min_val, max_val), (min_val, max_val), (0.0, 1.0, 0.0))
+
+
+@rule("clamp", "clip", inplace=True)
+def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None) -> Any:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raised = x if min is None else torch.maximum(x, torch.as_tensor(min, device=x.value.device))
+        return raised if max is None else torch.minimum(raised, torch.as_tensor(max, device=x.value.device))
+    lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
+    bounded = [(kink, after) for kink, after in ((lower, 1.0), (upper, 0.0)) if math.isfinite(kink)]
+    slopes = (1.0 if lower == -math.inf else 0.0, *(after for _, after in bounded))
+    kinks = tuple(float(kink) for kink, _ in bounded)
+    return activate(x, function_name(function).rstrip("_"), torch.clamp(x.value, min, max), kinks, slopes)
+
+
+@rule("clamp_min", inplace=True)
+def _clamp_min(function: Any, x: LinearizedTensor, min: Any) -> LinearizedTensor:
+    return _clamp(torch.clamp, x, min=min)
+
+
+@rule("clamp_max", inplace=True)
+def _clamp_max(function: Any, x: LinearizedTensor, max: Any) -> LinearizedTensor:
+    return _clamp(torch.clamp, x, max=max)
+
+
+@rule("threshold", "_threshold", inplace=True)
+def _threshold(
+    function: Any, x: LinearizedTensor, threshold: float, value: float, inplace: bool = False
+) -> LinearizedTensor:
+    return activate(x, "threshold", F.threshold(x.value, threshold, value), (float(threshold),), (0.0, 1.0))
+
+
+@rule("abs", "absolute", "__abs__", inplace=True)
+def _abs(function: Any, x: LinearizedTensor) -> LinearizedTensor:
+    return activate(x, "abs", x.value.abs(), (0.0,), (-1.0, 1.0))
+
+
+@rule("hardsigmoid")
+def _hardsigmoid(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "hardsigmoid", F.hardsigmoid(x.value), (-3.0, 3.0), (0.0, 1 / 6, 0.0))
+
+
+@rule("hardshrink")
+def _hardshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
+    return activate(x, "hardshrink", F.hardshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0))
+
+
+@rule("softshrink")
+def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
+    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0))
+
+
+@rule("maximum", "minimum", "fmax", "fmin")
+def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
+    """max(a, b) = b + relu(a - b) and min(a, b) = a - relu(a - b): the neuron is a - b."""
+    a, b = input, other
+    name = function_name(function)
+    plain = [t.value if isinstance(t, LinearizedTensor) else t for t in (a, b)]
+    difference = a - b
+    plain = [t.to(difference.value.dtype) for t in plain]
+    positive = activate(difference, name, torch.relu(difference.value), (0.0,), (0.0, 1.0))
+    combined = b + positive if name.endswith("max") or name == "maximum" else a - positive
+    return combined.replaced(function(*plain), combined.linearization)
+
+
+@rule("max", "min")
+def _max_of_two(function: Any, a: Any, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        x = a if isinstance(a, LinearizedTensor) else args[0]
+        raise refuse(x, function, "only the maximum or minimum of two tensors is supported; use a max-pooling")
+    return _larger_or_smaller(torch.maximum if "max" in function_name(function) else torch.minimum, a, args[0])

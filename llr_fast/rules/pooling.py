@@ -1,0 +1,110 @@
+"""Max-pooling: the winner of each window passes; its lead over every other entry is a neuron (Appendix E)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearize import LinearizedTensor
+from llr_fast.rules.convolution import _require_batch, _spatial_rank
+from llr_fast.rules.table import function_name, refuse, rule
+
+Bounds = list[list[list[int]]]  # per spatial axis, per window: the positions in it
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d")
+def _max_pool(
+    function: Any,
+    x: LinearizedTensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> LinearizedTensor:
+    rank = _spatial_rank(function)
+    _require_batch(function, x)
+    if return_indices:
+        raise refuse(x, function, "return_indices=True is not supported")
+    kernel, pad, dilate = (_each(v, rank) for v in (kernel_size, padding, dilation))
+    step = kernel if stride is None or stride == [] else _each(stride, rank)
+    spatial = x.value.shape[2:]
+    pool = getattr(F, f"max_pool{rank}d")
+    out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
+    bounds = [
+        [
+            [p for p in range(w * step[d] - pad[d], w * step[d] - pad[d] + kernel[d] * dilate[d], dilate[d])]
+            for w in range(out[d])
+        ]
+        for d in range(rank)
+    ]
+    return _pool(function, x, bounds)
+
+
+@rule(
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    *("adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "adaptive_max_pool3d_with_indices"),
+)
+def _adaptive_max_pool(
+    function: Any, x: LinearizedTensor, output_size: Any, return_indices: bool = False
+) -> LinearizedTensor:
+    rank = _spatial_rank(function)
+    _require_batch(function, x)
+    if return_indices:
+        raise refuse(x, function, "return_indices=True is not supported")
+    sizes = x.value.shape[2:]
+    out = [size if wanted is None else wanted for size, wanted in zip(sizes, _each(output_size, rank), strict=True)]
+    bounds = [
+        [list(range(w * size // n, -((w + 1) * size // -n))) for w in range(n)]
+        for size, n in zip(sizes, out, strict=True)
+    ]
+    return _pool(function, x, bounds)
+
+
+def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTensor:
+    shape = [len(windows) for windows in bounds]
+    entries, inside = _windows(bounds, x.value.shape[2:])
+    entries, inside = entries.to(x.value.device), inside.to(x.value.device)
+    flat = x.value.flatten(2)  # [B, C, space]
+    winner = flat[..., entries].masked_fill(~inside, -math.inf).argmax(-1)  # [B, C, windows], place in the window
+    window, place = (inside.cumsum(1) < inside.sum(1, keepdim=True)).logical_and(inside).nonzero(as_tuple=True)
+    other = place + (place >= winner[..., window])  # [B, C, constraints]: every place but the winner's
+    losers = entries[window, other]
+    winners = entries.expand(*winner.shape, -1).gather(-1, winner.unsqueeze(-1)).squeeze(-1)
+
+    def winning(t: Tensor) -> Tensor:
+        return t.flatten(2).gather(-1, winners)
+
+    def lead(t: Tensor) -> Tensor:
+        return winning(t)[..., window] - t.flatten(2).gather(-1, losers)
+
+    ahead = x.replaced(lead(x.value), x.linearization.mapped(lead))
+    piece = winner[..., window].to(torch.int16)
+    ones = torch.ones_like(ahead.value, dtype=x.linearization.dtype)
+    x.evaluation.report(function_name(function).removesuffix("_with_indices"), ahead, (0.0,), piece, ones)
+    value = winning(x.value).unflatten(-1, shape)
+    return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)))
+
+
+def _windows(bounds: Bounds, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Flat positions of the entries of each window, [windows, places], real ones first; and which are real."""
+    flat, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    for windows, size in zip(bounds, sizes, strict=True):
+        places = max(len(window) for window in windows)
+        position = torch.tensor([window + [-1] * (places - len(window)) for window in windows])
+        here = (position >= 0) & (position < size)
+        flat = (flat[:, None, :, None] * size + position[None, :, None, :]).flatten(2).flatten(0, 1)
+        real = (real[:, None, :, None] & here[None, :, None, :]).flatten(2).flatten(0, 1)
+    order = real.logical_not().long().argsort(dim=1, stable=True)
+    real = real.gather(1, order)
+    return flat.gather(1, order).masked_fill(~real, 0), real
+
+
+def _each(value: Any, rank: int) -> list[Any]:
+    return list(value) * (rank if len(value) == 1 else 1) if isinstance(value, (list, tuple)) else [value] * rank

@@ -1,0 +1,136 @@
+"""One table from torch function to rule, and how a call finds its rule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearize import LinearizedTensor, NotPiecewiseLinearError
+from llr_fast.samples import MixedSamplesError
+
+R = TypeVar("R", bound=Callable[..., Any])
+_NAMESPACES = (torch, Tensor, F, torch._C._nn)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`run(function, *args, **kwargs)` computes the call `function(*args, **kwargs)`, always out of place.
+
+    `inplace` says whether the function writes its result to its first argument: always, never, or, where its
+    signature has that parameter, by the argument at position `inplace_position`.
+    """
+
+    run: Callable[..., Any]
+    inplace: bool = False
+    inplace_position: int | None = None
+    query: bool = False
+
+    def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if self.inplace_position is not None:
+            given = args[self.inplace_position] if len(args) > self.inplace_position else False
+            return bool(kwargs.get("inplace", given))
+        return self.inplace
+
+
+TABLE: dict[Any, Rule] = {}
+
+
+def rule(*names: str, query: bool = False, inplace: bool = False) -> Callable[[R], R]:
+    """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional.
+
+    With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too.
+    """
+
+    def register(run: R) -> R:
+        for name in names:
+            for function in _functions(name):
+                TABLE[function] = Rule(run, inplace_position=_inplace_position(function), query=query)
+            for function in _functions(_inplace_name(name)) if inplace else ():
+                TABLE[function] = Rule(run, inplace=True)
+        return run
+
+    return register
+
+
+def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
+    operands = list(_linearized((args, kwargs)))
+    name, owner = function_name(function), operands[0].evaluation
+    found = TABLE.get(function)
+    if found is None:
+        raise NotPiecewiseLinearError(
+            f"{name} in module {owner.module_path()!r} has no rule: it is not piecewise linear or not supported, "
+            "and it is applied to a tensor that depends on the network's input"
+        )
+    if not args and "input" in kwargs and "condition" not in kwargs:
+        args = (kwargs.pop("input"),)
+    if found.query:
+        return found.run(function, *args, **kwargs)
+    for operand in operands:
+        operand.check_current(name)
+    if kwargs.pop("out", None) is not None:
+        raise NotPiecewiseLinearError(f"{name} in module {owner.module_path()!r}: out= is not supported")
+    try:
+        with owner.grad_mode():
+            result = found.run(function, *args, **kwargs)
+    except MixedSamplesError as error:
+        raise MixedSamplesError(f"{error} (in module {owner.module_path()!r})") from None
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(operand.shape)) for operand in operands)
+        raise ValueError(
+            f"{name} in module {owner.module_path()!r} failed on input of shape {shapes}: {error}"
+        ) from error
+    return _write(name, args[0], result) if found.writes(args, kwargs) else result
+
+
+def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearError:
+    """The error for a call that has a rule in general but not with these arguments."""
+    return NotPiecewiseLinearError(f"{function_name(function)} in module {x.evaluation.module_path()!r}: {why}")
+
+
+def function_name(function: Any) -> str:
+    name = getattr(function, "__name__", str(function))
+    return function.__self__.__name__ if name == "__get__" else name.lstrip("_") if name.startswith("_m") else name
+
+
+def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
+    if not isinstance(target, LinearizedTensor) or target.shape != result.shape:
+        raise NotPiecewiseLinearError(
+            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape"
+        )
+    return target.become(result)
+
+
+def _linearized(arguments: Any) -> Iterator[LinearizedTensor]:
+    if isinstance(arguments, LinearizedTensor):
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for argument in arguments:
+            yield from _linearized(argument)
+    elif isinstance(arguments, dict):
+        yield from _linearized(list(arguments.values()))
+
+
+def _functions(name: str) -> Iterator[Any]:
+    for namespace in _NAMESPACES:
+        function: Any = getattr(namespace, name, None)
+        if function is not None:
+            yield function.__get__ if inspect.isdatadescriptor(function) else function
+
+
+def _inplace_name(name: str) -> str:
+    return f"__i{name[2:]}" if name.startswith("__") else f"{name}_"
+
+
+def _inplace_position(function: Any) -> int | None:
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return parameters.index("inplace") if "inplace" in parameters else None

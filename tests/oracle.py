@@ -1,0 +1,195 @@
+"""What the library computes, the slow way: one sample at a time, one backward pass per neuron, in float64.
+
+Nothing here is shared with the library. The plain model runs under a torch function mode that notes the input of every
+piecewise-linear function; pooling windows are enumerated by loops.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+DUAL = {1: math.inf, 2: 2, math.inf: 1}
+
+
+class Layer(NamedTuple):
+    z: Tensor  # [n]
+    kinks: list[float]
+    gradient: Tensor  # [n, D]
+    pool: bool
+
+    @property
+    def offset(self) -> Tensor:
+        """z minus its nearest kink."""
+        offsets = torch.stack([self.z - kink for kink in self.kinks])
+        return offsets.gather(0, offsets.abs().argmin(0, keepdim=True))[0]
+
+    @property
+    def distance(self) -> Tensor:
+        return self.offset.abs()
+
+    def norm(self, q: float) -> Tensor:
+        return torch.linalg.vector_norm(self.gradient, q, dim=1)
+
+    def margin(self, p: float) -> Tensor:
+        norm = self.norm(DUAL[p])
+        return torch.where(norm > 0, self.distance / norm, math.inf)
+
+    @property
+    def piece(self) -> Tensor:
+        return sum((self.z > kink).long() for kink in self.kinks)
+
+
+def neurons(model: nn.Module, x: Tensor, create_graph: bool = False) -> list[Layer]:
+    """The layers of one sample, x [1, ...], in the order in which the model calls its activations."""
+    x = x.detach().clone().requires_grad_()
+    with torch.enable_grad(), Recorder() as recorder:
+        model(x)
+    layers = [Layer(z, kinks, gradients(z, x, create_graph), pool) for z, kinks, pool in recorder.layers]
+    return layers if create_graph else [layer._replace(z=layer.z.detach()) for layer in layers]
+
+
+def gradients(z: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+    return torch.stack([torch.autograd.grad(neuron, x, **options)[0].flatten() for neuron in z])
+
+
+class Recorder(TorchFunctionMode):
+    """Notes (z [n], kinks, is it a pool) for each piecewise-linear function that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")
+        # read before the call, which may be in place
+        call = Arguments(args, kwargs)
+        z, other = call(0, "input"), call(1, "other")
+        if name in ("maximum", "minimum", "fmax", "fmin", "max", "min") and isinstance(other, Tensor):
+            self.layers.append(((z - other).flatten(), [0.0], False))
+        elif name in KINKS:
+            self.layers.append((z.clone().flatten(), KINKS[name](call), False))
+        elif "max_pool" in name:
+            windows = adaptive_windows if name.startswith("adaptive") else sliding_windows
+            self.layers.append((pool_neurons(z, windows, int(name[-2]), call), [0.0], True))
+        return func(*args, **kwargs)
+
+
+class Arguments:
+    """Reads a call's arguments by position or name."""
+
+    def __init__(self, args: tuple, kwargs: dict):
+        self.args, self.kwargs = args, kwargs
+
+    def __call__(self, position: int, name: str, default=None):
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+def bounds(call: Arguments) -> list[float]:
+    return [bound for bound in (call(1, "min"), call(2, "max")) if bound is not None]
+
+
+KINKS = {
+    "relu": lambda call: [0.0],
+    "leaky_relu": lambda call: [0.0],
+    "prelu": lambda call: [0.0],
+    "rrelu": lambda call: [0.0],
+    "abs": lambda call: [0.0],
+    "absolute": lambda call: [0.0],
+    "relu6": lambda call: [0.0, 6.0],
+    "hardsigmoid": lambda call: [-3.0, 3.0],
+    "hardtanh": lambda call: [call(1, "min_val", -1.0), call(2, "max_val", 1.0)],
+    "threshold": lambda call: [call(1, "threshold")],
+    "hardshrink": lambda call: [-call(1, "lambd", 0.5), call(1, "lambd", 0.5)],
+    "softshrink": lambda call: [-call(1, "lambd", 0.5), call(1, "lambd", 0.5)],
+    "clamp": bounds,
+    "clip": bounds,
+    "clamp_min": lambda call: [call(1, "min")],
+    "clamp_max": lambda call: [call(1, "max")],
+}
+
+
+def pool_neurons(z: Tensor, windows, axes: int, call: Arguments) -> Tensor:
+    """Winner minus every other entry, for every window of every channel."""
+    shape = z.shape[-axes:]
+    channels = z.reshape(-1, math.prod(shape))
+    steps = [math.prod(shape[axis + 1 :]) for axis in range(axes)]
+    differences = []
+    for channel in channels:
+        for window in itertools.product(*windows(shape, call)):
+            places = [sum(i * step for i, step in zip(place, steps)) for place in itertools.product(*window)]
+            entries = channel[places]
+            winner = int(entries.argmax())
+            differences += [entries[winner] - entry for k, entry in enumerate(entries) if k != winner]
+    return torch.stack(differences)
+
+
+def each_axis(value, axes: int) -> list:
+    return list(value) if isinstance(value, (tuple, list)) else [value] * axes
+
+
+def sliding_windows(shape, call: Arguments) -> list[list[list[int]]]:
+    """For each axis, the real (not padding) places of each window along it."""
+    axes = len(shape)
+    kernel = each_axis(call(1, "kernel_size"), axes)
+    stride = each_axis(call(2, "stride") or kernel, axes)
+    padding = each_axis(call(3, "padding", 0), axes)
+    dilation = each_axis(call(4, "dilation", 1), axes)
+    result = []
+    for length, k, s, pad, d in zip(shape, kernel, stride, padding, dilation):
+        span = length + 2 * pad - d * (k - 1) - 1
+        count = (math.ceil(span / s) if call(5, "ceil_mode", False) else span // s) + 1
+        if (count - 1) * s >= length + pad:  # a window may not start in the right padding
+            count -= 1
+        taps = [[i * s - pad + t * d for t in range(k)] for i in range(count)]
+        result.append([[place for place in window if 0 <= place < length] for window in taps])
+    return result
+
+
+def adaptive_windows(shape, call: Arguments) -> list[list[list[int]]]:
+    sizes = each_axis(call(1, "output_size"), len(shape))
+    return [
+        [list(range(i * length // size, math.ceil((i + 1) * length / size))) for i in range(size)]
+        for length, size in zip(shape, sizes)
+    ]
+
+
+def margin(model: nn.Module, x: Tensor, p: float) -> Tensor:
+    """eps_p of every sample, x [B, ...] -> [B]."""
+    return torch.stack([min(layer.margin(p).min() for layer in neurons(model, sample)) for sample in x.split(1)])
+
+
+def directional_margin(layers: list[Layer], direction: Tensor) -> float:
+    steps = [math.inf]
+    for layer in layers:
+        for z, rate in zip(layer.z.tolist(), (layer.gradient @ direction.flatten()).tolist()):
+            steps += [(kink - z) / rate for kink in layer.kinks if (kink - z) * rate > 0]
+    return min(steps)
+
+
+def roll_penalty(model: nn.Module, x: Tensor, lam: float = 1.0, C: float = 1.0, gamma: float = 100.0) -> Tensor:
+    """Eq. 9, and Eq. 7 at gamma = 0; differentiable in the parameters by double backward."""
+    means = []
+    for sample in x.split(1):
+        layers = neurons(model, sample, create_graph=True)
+        terms = torch.cat([layer.gradient.square().sum(1) + C * (1 - layer.distance).clamp(min=0) for layer in layers])
+        means.append(terms.topk(max(1, math.ceil(terms.numel() * gamma / 100))).values.mean())
+    return lam * torch.stack(means).mean()
+
+
+def margin_penalty(model: nn.Module, x: Tensor, lam: float = 1.0) -> Tensor:
+    """Eq. 4, differentiable in the parameters by double backward."""
+    total = x.new_zeros(())
+    for sample in x.split(1):
+        layers = neurons(model, sample, create_graph=True)
+        gradient = torch.cat([layer.gradient for layer in layers])
+        distance = torch.cat([layer.distance for layer in layers])
+        alive = (gradient != 0).any(1)
+        if alive.any():
+            total = total + (distance[alive] / gradient[alive].norm(dim=1)).min()
+    return -lam * total / x.shape[0]

@@ -1,0 +1,70 @@
+"""The demo and the picture it draws."""
+
+import sys
+
+import pytest
+import torch
+
+from llr_fast import demo
+from llr_fast.__main__ import main
+from llr_fast.plot import plot_margins
+
+
+def test_command_prints_one_table_and_writes_the_picture(tmp_path, capsys):
+    main(["demo", "--epochs", "1", "--out", str(tmp_path / "new")])
+    printed = capsys.readouterr()
+    header, _, *rows = [line for line in printed.out.splitlines() if line.startswith("|")]
+    assert "cross-entropy" in header and "ROLL" in header
+    assert [row.split()[1] for row in rows] == ["accuracy", "activation", *3 * ["l1"], *3 * ["l2"], *3 * ["linf"]]
+    assert "epoch" in printed.err
+    assert (tmp_path / "new" / "margins.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_gives_same_result():
+    digits = demo.load()
+    first, again, other = (demo.train_and_measure("ROLL", digits, 1, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.margins[2], again.margins[2])
+    assert not torch.equal(first.margins[2], other.margins[2])
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn.datasets"])
+def test_missing_package_names_the_extra(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install llr-fast\[demo\]"):
+        demo.load()
+
+
+def test_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demonstrate"])
+    assert "demo" in capsys.readouterr().err
+
+
+def test_no_epoch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="epochs: expected a number from 1"):
+        main(["demo", "--epochs", "0", "--out", str(tmp_path)])
+
+
+def test_quartiles_with_infinite_margins():
+    values = torch.tensor([1.0, 2.0, 3.0, torch.inf, torch.inf])
+    assert demo.quartiles(values) == [2.0, 3.0, torch.inf]
+
+
+def test_plot_leaves_out_what_a_logarithmic_axis_cannot_show():
+    margins = {"a": torch.tensor([0.1, 0.15, 0.2]), "b": torch.tensor([0.0, 1.0, torch.inf])}
+    ax = plot_margins(margins, p=float("inf"), unit="volts")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["a: median 0.15", "b: median 1.0, 2 zero or infinite not shown"]
+    assert ax.get_xscale() == "log" and "volts" in ax.get_xlabel() and "infty" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("margins, message", [({}, "1 to 4 networks, got 0"), ({"a": torch.zeros(3)}, "margins.'a'.")])
+def test_plot_refuses_nothing_to_draw(margins, message):
+    with pytest.raises(ValueError, match=message):
+        plot_margins(margins)
+
+
+def test_plot_without_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install llr-fast\[plot\]"):
+        plot_margins({"a": torch.ones(3)})

@@ -1,0 +1,310 @@
+import copy
+import math
+
+import networks
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import llr_fast
+
+DTYPE = torch.float64
+LOSS_NETWORKS = [
+    "relu",
+    "prelu",
+    "prelu_each_channel",
+    "leaky_relu",
+    "hardtanh",
+    "abs",
+    "maximum",
+    "reused",
+    "concatenating",
+    "weight_norm",
+    "conv1d",
+    "conv3d",
+    "residual",
+    "recurrent_batch_first",
+    "recurrent_projected_first",
+    "time_distributed",
+    "frames",
+    "max_pool1d_padded",
+    "max_pool2d_of_relu",
+]
+
+
+def gradients(penalty, model):
+    parameters = list(model.parameters())
+    return torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True)
+
+
+def same(got, expected, rtol=1e-8, atol=1e-10):
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("gamma", [100, 50, 10, 0])
+@pytest.mark.parametrize("name", LOSS_NETWORKS)
+def test_roll_equals_oracle(name, gamma):
+    model, x = networks.build(name)
+    output, penalty = llr_fast.ROLLLoss(model, lam=0.7, C=1.3, gamma=gamma, estimator="exact")(x)
+    expected = oracle.roll_penalty(model, x, lam=0.7, C=1.3, gamma=gamma)
+    assert penalty.shape == ()
+    same(penalty, expected)
+    same(output, model(x))
+    for got, wanted in zip(gradients(penalty, model), gradients(expected, model)):
+        same(got, wanted)
+
+
+@pytest.mark.parametrize("name", LOSS_NETWORKS)
+def test_margin_loss_equals_oracle(name):
+    model, x = networks.build(name)
+    output, penalty = llr_fast.MarginLoss(model, lam=0.7)(x)
+    expected = oracle.margin_penalty(model, x, lam=0.7)
+    same(penalty, expected)
+    same(output, model(x))
+    for got, wanted in zip(gradients(penalty, model), gradients(expected, model)):
+        same(got, wanted)
+
+
+def penalty_of(loss, key, x):
+    return lambda parameter: torch.func.functional_call(loss, {key: parameter}, (x,))[1]
+
+
+@pytest.mark.parametrize("gamma", [100, 30, 0])
+@pytest.mark.parametrize("name", ["relu", "prelu", "conv1d"])
+def test_gradcheck(name, gamma):
+    model, x = networks.build(name)
+    wrapped = llr_fast.ROLLLoss(model, gamma=gamma, estimator="exact")
+    for key, parameter in wrapped.named_parameters():
+        if key.endswith(("0.weight", "0.bias", "1.weight")):
+            assert torch.autograd.gradcheck(penalty_of(wrapped, key, x), parameter.detach().clone().requires_grad_())
+
+
+def test_gradcheck_of_margin_loss():
+    model, x = networks.build("relu")
+    wrapped = llr_fast.MarginLoss(model)
+    key, weight = next(iter(wrapped.named_parameters()))
+    weight = weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(penalty_of(wrapped, key, x), weight)
+
+
+@pytest.mark.parametrize("estimator", ["axis", "rademacher"])
+@pytest.mark.parametrize("name", ["relu", "conv1d", "recurrent_time_first", "max_pool2d_of_relu"])
+def test_estimators_are_unbiased(name, estimator):
+    """Penalty and its gradient (along two random directions in parameter space) within four standard errors."""
+    model, x = networks.build(name)
+    generator = torch.Generator().manual_seed(1)
+    loss = llr_fast.ROLLLoss(model, C=0.5, estimator=estimator, samples=2, generator=generator)
+    probes = [[torch.randn(p.shape, generator=generator, dtype=DTYPE) for p in model.parameters()] for _ in range(2)]
+
+    def statistics(penalty):
+        grads = gradients(penalty, model)
+        return torch.stack([penalty.detach()] + [sum((g * v).sum() for g, v in zip(grads, probe)) for probe in probes])
+
+    draws = torch.stack([statistics(loss(x)[1]) for _ in range(200)])
+    error = draws.mean(0) - statistics(oracle.roll_penalty(model, x, C=0.5))
+    deviation = draws.std(0)
+    assert (deviation > 0).all()
+    assert (error.abs() <= 4 * deviation / math.sqrt(len(draws))).all(), error / (deviation / math.sqrt(len(draws)))
+
+
+@pytest.mark.parametrize("name", ["relu", "conv1d", "recurrent_time_first"])
+def test_more_samples_spread_less(name):
+    model, x = networks.build(name)
+
+    def spread(samples):
+        generator = torch.Generator().manual_seed(0)
+        loss = llr_fast.ROLLLoss(model, C=0.0, estimator="rademacher", samples=samples, generator=generator)
+        with torch.no_grad():
+            return torch.stack([loss(x)[1] for _ in range(100)]).std().item()
+
+    assert 2.5 < spread(1) / spread(16) < 6.5  # 4, up to the noise of a standard deviation from 100 draws
+
+
+def test_one_axis_of_one_is_exact():
+    model, x = networks.build("one_input")
+    for estimator in ("axis", "rademacher"):
+        penalty = llr_fast.ROLLLoss(model, estimator=estimator)(x)[1]
+        same(penalty, oracle.roll_penalty(model, x))
+
+
+@pytest.mark.parametrize("estimator", ["axis", "rademacher", "auto"])
+@pytest.mark.parametrize("gamma", [100, 25, 0])
+def test_every_estimator_trains(estimator, gamma):
+    model, x = networks.build("residual")
+    loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator, samples=3)
+    output, penalty = loss(x)
+    same(output, model(x))
+    assert penalty.isfinite() and penalty > 0
+    (F.cross_entropy(output, torch.tensor([0, 1, 0])) + penalty).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("gamma", [50, 0])
+def test_many_directions_approach_the_exact_top(gamma):
+    model, x = networks.build("relu")
+    generator = torch.Generator().manual_seed(0)
+    loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator="rademacher", samples=3000, generator=generator)
+    with torch.no_grad():
+        penalty = loss(x)[1]
+    same(penalty, oracle.roll_penalty(model, x, gamma=gamma).detach(), rtol=0.1)
+
+
+def test_top_percent_is_rounded_up_to_one_neuron():
+    """15 neurons: 1% is one neuron, as is gamma = 0; 7% is two"""
+    model, x = networks.build("relu")
+
+    def penalty(gamma):
+        return llr_fast.ROLLLoss(model, gamma=gamma, estimator="exact")(x)[1]
+
+    assert torch.equal(penalty(0), penalty(1)) and torch.equal(penalty(1), penalty(6.6))
+    same(penalty(7), oracle.roll_penalty(model, x, gamma=7))
+    assert penalty(7) < penalty(1)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv1d", "recurrent_time_first"])
+@pytest.mark.parametrize("make", [llr_fast.ROLLLoss, llr_fast.MarginLoss])
+def test_without_grad_mode_the_value_is_the_same(name, make):
+    model, x = networks.build(name)
+    options = {"estimator": "exact"} if make is llr_fast.ROLLLoss else {}
+    loss = make(model, **options)
+    with torch.no_grad():
+        output, penalty = loss(x)
+    assert not penalty.requires_grad and not output.requires_grad
+    same(penalty, loss(x)[1].detach())
+
+
+def test_lam_scales_and_zero_switches_off():
+    model, x = networks.build("relu")
+    one = llr_fast.ROLLLoss(model, lam=1.0, estimator="exact")(x)[1]
+    same(llr_fast.ROLLLoss(model, lam=3.0, estimator="exact")(x)[1], 3 * one)
+    off = llr_fast.ROLLLoss(model, lam=0.0, estimator="exact")(x)[1]
+    assert off == 0
+    same(llr_fast.MarginLoss(model, lam=3.0)(x)[1], 3 * llr_fast.MarginLoss(model)(x)[1])
+
+
+def test_samples_with_an_infinite_margin_contribute_nothing():
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU()).double()
+    model[0].weight.data.zero_()
+    _, penalty = llr_fast.MarginLoss(model)(torch.randn(4, 1, dtype=DTYPE))
+    assert penalty == 0
+    penalty.backward()
+    assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("make", [lambda m: llr_fast.ROLLLoss(m, estimator="exact"), llr_fast.MarginLoss])
+def test_wraps_the_model_itself(make):
+    """Parameters, state, mode and gradients are those of the wrapped model; nothing else is learnt or saved."""
+    model, x = networks.build("residual")
+    loss = make(model)
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in model.parameters()}
+    assert len(loss.state_dict()) == len(model.state_dict())
+    loss.train()
+    assert model.training
+    loss.eval()
+    assert not model.training
+    before = copy.deepcopy(model.state_dict())
+    output, penalty = loss(x)
+    (output.sum() + penalty).backward()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert type(output) is torch.Tensor and type(penalty) is torch.Tensor
+    restored = make(networks.build("residual", seed=1)[0])
+    restored.load_state_dict(loss.state_dict())
+    same(restored(x)[1], penalty)
+
+
+def test_two_losses_before_one_backward():
+    model, x = networks.build("conv1d")
+    loss = llr_fast.ROLLLoss(model, estimator="exact")
+    (loss(x)[1] + loss(x[:1])[1]).backward()
+    expected = gradients(oracle.roll_penalty(model, x) + oracle.roll_penalty(model, x[:1]), model)
+    for parameter, wanted in zip(model.parameters(), expected):
+        same(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, wanted)
+
+
+def test_frozen_parameters_receive_nothing():
+    model, x = networks.build("relu")
+    model[0].requires_grad_(False)
+    llr_fast.ROLLLoss(model, estimator="exact")(x)[1].backward()
+    assert model[0].weight.grad is None
+    same(model[2].weight.grad, gradients(oracle.roll_penalty(model, x), model[2])[0])
+
+
+def test_a_few_steps_widen_the_margin():
+    model, x = networks.build("relu", batch=16)
+    loss = llr_fast.ROLLLoss(model, lam=1.0, estimator="exact")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = llr_fast.margin(model, x).value.median()
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(x)[1].backward()
+        optimizer.step()
+    assert llr_fast.margin(model, x).value.median() > 2 * before
+
+
+def test_float32():
+    model, x = networks.build("residual")
+    expected = oracle.roll_penalty(model, x).float()
+    output, penalty = llr_fast.ROLLLoss(model.float(), estimator="exact")(x.float())
+    assert output.dtype == penalty.dtype == torch.float32
+    same(penalty, expected, rtol=1e-4)
+
+
+def test_global_random_state_is_used_when_there_is_no_generator():
+    model, x = networks.build("conv1d")
+    loss = llr_fast.ROLLLoss(model, estimator="rademacher")
+    torch.manual_seed(3)
+    first = loss(x)[1]
+    torch.manual_seed(3)
+    assert torch.equal(first, loss(x)[1])
+
+
+@pytest.mark.parametrize("name", ["conv1d", "max_pool2d_of_relu", "recurrent_time_first"])
+@pytest.mark.parametrize("gamma", [100, 20])
+def test_one_direction_at_a_time(monkeypatch, name, gamma):
+    """The memory budget cuts the axes into chunks; penalty and gradients stay what they are."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    model, x = networks.build(name)
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator="exact")(x)[1]
+    expected = oracle.roll_penalty(model, x, gamma=gamma)
+    same(penalty, expected)
+    for got, wanted in zip(gradients(penalty, model), gradients(expected, model)):
+        same(got, wanted)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher"])
+@pytest.mark.parametrize("gamma", [100, 20])
+def test_batch_statistics_are_updated_once(estimator, gamma):
+    """In training mode, one forward of the loss counts as one forward of the model."""
+    model, x = networks.build("residual")
+    once = copy.deepcopy(model).train()
+    output = once(x)
+    loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator).train()
+    found, penalty = loss(x)
+    same(found, output)
+    penalty.backward()
+    for (key, value), expected in zip(model.named_buffers(), once.buffers()):
+        torch.testing.assert_close(value, expected, msg=key)
+
+
+@pytest.mark.parametrize("budget", [1, 2**29])
+def test_dropout_is_drawn_once(monkeypatch, budget):
+    """Hinge, norms and output are those of one network, not of several draws of it."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", budget)
+    torch.manual_seed(0)
+    drop = nn.Dropout(0.5)
+    model = nn.Sequential(drop, nn.Linear(4, 6), nn.ReLU()).double()
+    model[1].weight.data.copy_(torch.eye(6, 4))
+    model[1].bias.data.fill_(100.0)
+    x = torch.ones(8, 4, dtype=DTYPE)
+    output, penalty = llr_fast.ROLLLoss(model, C=0.0, estimator="exact").train()(x)
+    kept = (output[:, :4] - 100) / x  # 0 or 2: the neuron's gradient with respect to its own input
+    same(penalty, kept.square().sum() / output.numel())
+
+
+def test_margin_loss_of_tiny_gradients():
+    model, x = networks.build("relu")
+    scaled = nn.Sequential(networks.Apply(lambda x: x * 1e-15), model)
+    penalty = llr_fast.MarginLoss(scaled)(x * 1e15)[1]
+    same(penalty * 1e-15, oracle.margin_penalty(model, x))

@@ -1,0 +1,126 @@
+"""activation_pattern, directional_margin and gradient_norms."""
+
+import math
+
+import networks
+import oracle
+import pytest
+import torch
+from torch import nn
+
+import llr_fast
+
+DTYPE = torch.float64
+
+
+def same(got, expected, rtol=1e-8, atol=1e-10):
+    torch.testing.assert_close(got.to(DTYPE), expected.to(DTYPE), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_gradient_norms_equal_oracle(case, name, q):
+    model, x, layers = case(name)
+    found = llr_fast.gradient_norms(model, x, q)
+    assert len(found) == len(layers[0])
+    for i, layer in enumerate(found):
+        assert isinstance(layer.name, str)
+        distance = torch.stack([sample[i].distance for sample in layers])
+        norm = torch.stack([sample[i].norm(q) for sample in layers])
+        assert layer.distance.shape == layer.norm.shape == distance.shape
+        if layers[0][i].pool:  # the order of a pool's neurons is free, but distance and norm belong together
+            same(layer.distance.sort(1).values, distance.sort(1).values)
+            same(layer.norm.sort(1).values, norm.sort(1).values)
+            same((layer.distance * layer.norm).sum(1), (distance * norm).sum(1))
+        else:
+            same(layer.distance, distance)
+            same(layer.norm, norm)
+
+
+def test_gradient_norms_default_to_q_2(case):
+    model, x, _ = case("conv1d")
+    for given, default in zip(llr_fast.gradient_norms(model, x, 2), llr_fast.gradient_norms(model, x)):
+        assert torch.equal(given.norm, default.norm)
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_pattern_equals_oracle(case, name):
+    model, x, layers = case(name)
+    pattern = llr_fast.activation_pattern(model, x)
+    assert not pattern.is_floating_point() and not pattern.requires_grad
+    if name in networks.POOLS:
+        assert pattern.shape[0] == x.shape[0]
+    else:
+        expected = torch.stack([torch.cat([layer.piece for layer in sample]) for sample in layers])
+        assert torch.equal(pattern.long(), expected)
+
+
+def test_pattern_of_an_activation_with_two_kinks():
+    model = nn.Sequential(nn.Identity(), nn.ReLU6())
+    x = torch.tensor([[-1.0, 0.0, 3.0, 6.0, 7.0]])
+    assert llr_fast.activation_pattern(model, x).tolist() == [[0, 0, 1, 1, 2]]
+
+
+def test_pattern_of_a_pool_tells_the_winner():
+    model = nn.Sequential(nn.Identity(), nn.MaxPool1d(2))
+    patterns = llr_fast.activation_pattern(model, torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]], [[3.0, 5.0]]]))
+    assert not torch.equal(patterns[0], patterns[1]) and torch.equal(patterns[0], patterns[2])
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_directional_margin_equals_oracle(case, name):
+    model, x, layers = case(name)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        direction = torch.randn(x.shape, generator=generator, dtype=DTYPE)
+        expected = torch.tensor(
+            [oracle.directional_margin(sample, d) for sample, d in zip(layers, direction)], dtype=DTYPE
+        )
+        found = llr_fast.directional_margin(model, x, direction)
+        assert found.dtype == DTYPE and found.shape == x.shape[:1] and not found.requires_grad
+        same(found, expected)
+
+
+def test_directional_margin_scales_with_the_direction(case):
+    model, x, _ = case("conv2d")
+    direction = torch.randn_like(x)
+    margin = llr_fast.directional_margin(model, x, direction)
+    same(llr_fast.directional_margin(model, x, 4 * direction), margin / 4)
+    assert (
+        llr_fast.directional_margin(model, x, direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+        >= llr_fast.margin(model, x).value * (1 - 1e-12)
+    ).all()
+
+
+def test_no_kink_ahead():
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU()).double()
+    model[0].weight.data.fill_(1.0)
+    model[0].bias.data.zero_()
+    x = torch.tensor([[2.0], [2.0], [2.0]], dtype=DTYPE)
+    direction = torch.tensor([[1.0], [-0.5], [0.0]], dtype=DTYPE)
+    assert llr_fast.directional_margin(model, x, direction).tolist() == [math.inf, 4.0, math.inf]
+
+
+def test_directional_margin_of_a_float32_model(case):
+    model, x = networks.build("residual")
+    direction = torch.randn_like(x)
+    expected = llr_fast.directional_margin(model, x, direction)
+    same(llr_fast.directional_margin(model.float(), x.float(), direction.float()), expected, rtol=1e-3)
+
+
+def test_directional_margin_along_the_gradient_is_the_margin(case):
+    model, x, _ = case("decoder")
+    margin = llr_fast.margin(model, x)
+    towards = margin.boundary_point(x) - x
+    same(llr_fast.directional_margin(model, x, towards), torch.ones(len(x)))
+
+
+@pytest.mark.parametrize("name", ["relu", "residual", "recurrent_time_first", "frames", "time_distributed"])
+def test_independent_of_batch_mates(case, name):
+    model, x, _ = case(name)
+    pattern, norms = llr_fast.activation_pattern(model, x), llr_fast.gradient_norms(model, x, 1)
+    for b, sample in enumerate(x.split(1)):
+        assert torch.equal(llr_fast.activation_pattern(model, sample)[0], pattern[b])
+        for alone, together in zip(llr_fast.gradient_norms(model, sample, 1), norms):
+            same(alone.norm[0], together.norm[b])
+            same(alone.distance[0], together.distance[b])

@@ -1,0 +1,91 @@
+"""The bounds of gradient norms hold as often as promised, and are not so loose that they prune nothing."""
+
+import math
+
+import pytest
+import torch
+
+from llr_fast import sketch
+
+DTYPE = torch.float64
+DRAWS = 20_000
+
+
+def statistic(gradient, q, directions, generator):
+    """What the evaluation adds up over the directions, for `DRAWS` independent draws."""
+    drawn = sketch.draw(q, (DRAWS, directions, gradient.numel()), gradient, generator)
+    along = (drawn @ gradient).abs()
+    return along.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else along.square().sum(1)
+
+
+GRADIENTS = {
+    "one_entry": torch.tensor([0.0, -3.0, 0.0]),
+    "equal": torch.ones(8),
+    "decaying": 0.3 ** torch.arange(6.0),
+    "tiny": 1e-9 * torch.tensor([1.0, -2.0, 3.0]),
+    "one_dimension": torch.tensor([-5.0]),
+}
+
+
+@pytest.mark.parametrize("directions", [1, 5, 20])
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_violations_are_as_rare_as_promised(name, q, directions):
+    gradient = GRADIENTS[name].to(DTYPE)
+    norm = torch.linalg.vector_norm(gradient, q)
+    measured = statistic(gradient, q, directions, torch.Generator().manual_seed(0))
+    for level in (1e-1, 1e-2, 1e-3):
+        share = (sketch.upper_bound(measured, q, directions, level) < norm).double().mean().item()
+        assert share <= level + 4 * math.sqrt(level * (1 - level) / DRAWS)
+
+
+@pytest.mark.parametrize("directions", [1, 5, 20])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_the_gaussian_bound_is_tight(name, directions):
+    """For q = 2 the promised rate is attained."""
+    gradient = GRADIENTS[name].to(DTYPE)
+    measured = statistic(gradient, 2, directions, torch.Generator().manual_seed(1))
+    share = (sketch.upper_bound(measured, 2, directions, 0.1) < gradient.norm()).double().mean().item()
+    assert abs(share - 0.1) <= 4 * math.sqrt(0.09 / DRAWS)
+
+
+@pytest.mark.parametrize("q, factor", [(1, 30), (2, 10)])
+def test_bounds_at_the_working_point_are_useful(q, factor):
+    """20 directions, 1e-10 shared by a million neurons."""
+    gradient = GRADIENTS["decaying"].to(DTYPE)
+    measured = statistic(gradient, q, 20, torch.Generator().manual_seed(2))
+    ratio = sketch.upper_bound(measured, q, 20, 1e-16) / torch.linalg.vector_norm(gradient, q)
+    assert (ratio > 1).all() and ratio.median() < 2 * factor
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+def test_bounds_scale_with_the_gradient_and_fall_with_the_level(q):
+    gradient = GRADIENTS["equal"].to(DTYPE)
+    measured = statistic(gradient, q, 10, torch.Generator().manual_seed(3))
+    scaled = statistic(4 * gradient, q, 10, torch.Generator().manual_seed(3))
+    bound = sketch.upper_bound(measured, q, 10, 1e-6)
+    torch.testing.assert_close(sketch.upper_bound(scaled, q, 10, 1e-6), 4 * bound)
+    assert (sketch.upper_bound(measured, q, 10, 1e-3) < bound).all()
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+def test_no_gradient_has_bound_zero(q):
+    zero = torch.zeros(4, dtype=DTYPE)
+    assert (sketch.upper_bound(statistic(zero, q, 5, torch.Generator().manual_seed(4)), q, 5, 1e-6) == 0).all()
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+@pytest.mark.parametrize("level", [1e-10, 1e-20, 1e-100])
+def test_smallest_levels_stay_finite(q, level):
+    measured = statistic(GRADIENTS["equal"].to(DTYPE), q, 20, torch.Generator().manual_seed(5))[:100]
+    bound = sketch.upper_bound(measured, q, 20, level)
+    assert bound.isfinite().all() and (bound > GRADIENTS["equal"].norm(q)).all()
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_follow_dtype_and_generator(q, dtype):
+    like = torch.empty(0, dtype=dtype)
+    first, second = (sketch.draw(q, (7, 3), like, torch.Generator().manual_seed(6)) for _ in range(2))
+    assert first.dtype == dtype and first.shape == (7, 3) and torch.equal(first, second)
+    assert first.isfinite().all()
