@@ -1,11 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := .venv/.torch
-INSTALLED := .venv/.installed
+INSTALLED = .venv/.installed-$(LLR_FAST_BUILD_EXT)
 LINUX := $(filter Linux,$(shell uname -s))
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
-SLOW := the C++ kernels were not built, so CPU runs are slower (LLR_FAST_BUILD_EXT=1 shows why)
-INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter))
+SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
+INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter/test_*.py))
 
 export LLR_FAST_BUILD_EXT ?= auto
 
@@ -29,7 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/pytest benches --benchmark-enable -m "not gpu"
 
 test-gpu: $(INSTALLED)
-	$(BIN)/pytest tests -m gpu
+	$(BIN)/pytest tests --ignore=tests/interpreter -m gpu
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/pytest benches --benchmark-enable -m gpu
@@ -49,7 +49,7 @@ $(TORCH):
 
 # Without isolation the kernels compile against the torch above. An old binary goes first: a failed build must not leave it.
 $(INSTALLED): $(TORCH) pyproject.toml setup.py $(CSRC)
-	rm -f llr_fast/_C*.so
+	rm -f .venv/.installed-* llr_fast/_C*.so
 	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
 	@test -z "$(CSRC)" || ls llr_fast/_C*.so >/dev/null 2>&1 || echo "llr_fast: $(SLOW)"
 	touch $@

@@ -1,10 +1,14 @@
-// The torch operators that the kernels' callers need beyond torch/csrc/stable/ops.h.
+// What the kernels' callers need of torch beyond torch/csrc/stable/ops.h.
 #pragma once
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <vector>
 
 namespace llr_fast {
 
@@ -27,5 +31,32 @@ inline Tensor part(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(tensor, dim, start, length);
 }
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+inline Tensor to_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// An output of this size will have left the cache before anything reads it.
+constexpr int64_t kLargeBytes = 16 << 20;
+
+// Uninitialised memory, in huge pages if it is large: for the first touch of small ones takes longer than the writing.
+inline Tensor new_output(const Tensor& like, std::vector<int64_t> shape) {
+  Tensor out = torch::stable::new_empty(like, shape);
+#if defined(__linux__)
+  const uintptr_t page = 4096, bytes = out.numel() * (like.scalar_type() == ScalarType::Double ? 8 : 4);
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.mutable_data_ptr()) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.mutable_data_ptr()) + bytes) / page * page;
+  if (bytes > kLargeBytes) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return out;
+}
 
 }  // namespace llr_fast

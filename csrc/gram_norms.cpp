@@ -22,16 +22,6 @@ void run(const DenseChain<double>& chain, const GramNorms<double>& task, int64_t
 }
 
 template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <class T>
 Tensor with_padded_rows(const Tensor& matrix) {
   Tensor out = new_zeros(matrix, {matrix.size(0), padded<T>(matrix.size(1))});
   Tensor inside = part(out, 1, 0, matrix.size(1));
@@ -75,9 +65,9 @@ struct Chain {
     }
     batch = slopes_.empty() ? 1 : slopes_[0].size(0);
     for (const Tensor& s : slopes_) {
-      STD_TORCH_CHECK(s.dim() == 2 && s.scalar_type() == dtype && s.size(0) == batch &&
-                          s.size(1) == widths[slopes.size()],
-                      "gram_norms: slopes do not fit the weights");
+      STD_TORCH_CHECK(
+          s.dim() == 2 && s.scalar_type() == dtype && s.size(0) == batch && s.size(1) == widths[slopes.size()],
+          "gram_norms: slopes do not fit the weights");
       slopes.push_back(torch::stable::contiguous(s));
     }
     gram = padded_square<T>(weights[0]);
@@ -118,9 +108,9 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
   for (const Tensor& c : chain.crosses) cross.push_back(data<T>(c));
   for (const Tensor& s : chain.slopes) slope.push_back(data<T>(s));
   const bool slopes_need_gradient = gradients && !gradients->slopes.empty();
-  const DenseChain<T> view{chain.layers(), chain.widths.data(), data<T>(chain.gram), weight.data(),
-                           weight_transposed.data(), chain.total ? cross.data() : nullptr, slope.data(),
-                           slopes_need_gradient};
+  const DenseChain<T> view{chain.layers(), chain.widths.data(),      data<T>(chain.gram),
+                           weight.data(),  weight_transposed.data(), chain.total ? cross.data() : nullptr,
+                           slope.data(),   slopes_need_gradient};
 
   const auto work = [&](int64_t thread) {
     GramNorms<T> task{chain.row(), norms, upstream, nullptr, nullptr, nullptr, nullptr};

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -24,6 +26,14 @@ static const Kernels& choose() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+static std::string instruction_set() { return kernels().isa; }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(llr_fast_native, m) { m.def("instruction_set() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(llr_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
 }
 
 }  // namespace llr_fast

@@ -7,8 +7,9 @@ namespace llr_fast {
 // Rows of shared matrices start on cache lines and may be read and written to the end of their last one.
 constexpr int64_t kCacheLine = 64;
 
+// Internal linkage, here and for all that kernels call: a linker that merged copies could keep one for another CPU.
 template <class T>
-int64_t padded(int64_t width) {
+static inline int64_t padded(int64_t width) {
   constexpr int64_t lanes = kCacheLine / sizeof(T);
   return (width + lanes - 1) / lanes * lanes;
 }
@@ -50,11 +51,18 @@ struct Tangents {
   const T* slope;
   Statistic statistic;
   bool past_cache;  // the output is too large to be found there later
-
-  // Units of work, which the kernels take in ranges: pairs of a block of neurons and a sample.
-  static constexpr int64_t block = 2048;
-  int64_t items() const { return (n + block - 1) / block * B; }
 };
+
+template <class T>
+struct TangentGradients {
+  const T *d_out, *d_stat, *stat;  // d_out and d_stat may be null
+  T* d_tangents;
+  T* d_slope;   // may be null
+  bool summed;  // d_tangents is [K, 1, n]: the sum over the batch
+};
+
+// Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
+constexpr int64_t kTangentBlock = 2048;
 
 struct Kernels {
   const char* isa;
@@ -62,6 +70,14 @@ struct Kernels {
   void (*gram_norms_double)(const DenseChain<double>&, const GramNorms<double>&, int64_t begin, int64_t end);
   void (*tangent_activation_float)(const Tangents<float>&, float* out, float* stat, int64_t begin, int64_t end);
   void (*tangent_activation_double)(const Tangents<double>&, double* out, double* stat, int64_t begin, int64_t end);
+  // Adds values [K, n] to a statistic of n neurons.
+  void (*measure_float)(const float* values, int64_t K, int64_t n, Statistic, float* stat, int64_t begin, int64_t end);
+  void (*measure_double)(const double* values, int64_t K, int64_t n, Statistic, double* stat, int64_t begin,
+                         int64_t end);
+  void (*tangent_activation_backward_float)(const Tangents<float>&, const TangentGradients<float>&, int64_t begin,
+                                            int64_t end);
+  void (*tangent_activation_backward_double)(const Tangents<double>&, const TangentGradients<double>&, int64_t begin,
+                                             int64_t end);
 };
 
 extern const Kernels generic_kernels;

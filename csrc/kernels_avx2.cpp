@@ -6,7 +6,9 @@
 // After the headers, whose inline functions other files use too.
 #pragma GCC target("avx2,fma")
 
-#define NAMESPACE avx2
+#define ISA "avx2"
+#define ISA_NAMESPACE avx2
+#define KERNELS avx2_kernels
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
 #define STREAM(to, from) \

@@ -1,6 +1,8 @@
 #include "kernel_headers.h"
 
-#define NAMESPACE generic
+#define ISA "generic"
+#define ISA_NAMESPACE generic
+#define KERNELS generic_kernels
 #define VECTOR_BYTES 16
 #define TILE_ROWS 6
 

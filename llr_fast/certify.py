@@ -34,7 +34,8 @@ def evaluate(
 ) -> list[Layer]:
     """The layers of neurons of `model` at `x`, values in `dtype`."""
     evaluation = Evaluation(model, statistic, certificate=True, declared=x.dtype, graph=graph)
-    layers = linearize(model, x.detach().to(dtype), linearization, evaluation)[1]
+    with torch.autocast(x.device.type, enabled=False):
+        layers = linearize(model, x.detach().to(dtype), linearization, evaluation)[1]
     for layer in layers:
         if not torch.isfinite(layer.z).all():
             raise ValueError(

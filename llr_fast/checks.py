@@ -18,8 +18,8 @@ def check_input(model: nn.Module, x: Any) -> None:
     """`x` is a batch [B, ...] of floating-point samples, B at least 1, on the model's device."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected a floating-point dtype, got {x.dtype}")
+    if not x.is_floating_point() or x.layout != torch.strided:
+        raise ValueError(f"x: expected a dense tensor of a floating-point dtype, got {x.dtype}, {x.layout}")
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"x: expected shape [B, ...] with at least one sample and one input, got {tuple(x.shape)}")
     device = next((p.device for p in model.parameters()), x.device)
@@ -48,7 +48,7 @@ def check_direction(direction: Any, x: Tensor) -> None:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
+    if isinstance(value, bool) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -57,6 +57,13 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not low <= value <= high or math.isinf(value):
         raise ValueError(f"{name}: expected a number from {low} to {high}, got {value}")
+
+
+def check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 def check_value_dtype(dtype: Any) -> None:

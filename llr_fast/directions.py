@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llr_fast.ops import tangent_activation
 
@@ -37,11 +38,14 @@ class Directions:
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
 
-    def trailing(self, function: Callable[[Tensor], Tensor]) -> Directions:
-        """A function of the last axis alone."""
+    def linear(self, weight: Tensor) -> Directions:
+        """The product of the last axis with `weight` [O, I]."""
         tangents = self.tangents
-        out = function(_compact(tangents, dims=range(1, tangents.dim() - 1)))
+        out = F.linear(_compact(tangents, dims=range(1, tangents.dim() - 1)), weight)
         return Directions(out.expand(*tangents.shape[:-1], -1))
+
+    def reshaped(self, shape: Sequence[int]) -> Directions:
+        return Directions(self.tangents.reshape(-1, *shape))
 
     def mapped(self, function: Callable[..., Any], *others: Directions) -> Any:
         """Any linear function of tensors without the axis of directions; lists and tuples of results are kept."""

@@ -27,9 +27,15 @@ class Linearization(Protocol):
     def dtype(self) -> torch.dtype: ...
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Any: ...
     def batched(self, function: Callable[[Tensor], Tensor]) -> Any: ...
-    def trailing(self, function: Callable[[Tensor], Tensor]) -> Any: ...
+    def linear(self, weight: Tensor) -> Any: ...
+    def reshaped(self, shape: Sequence[int]) -> Any: ...
     def mapped(self, function: Callable[..., Any], *others: Any) -> Any: ...
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Any, Tensor]: ...
+
+
+def identity(t: Tensor) -> Tensor:
+    """The linear part of a function that only adds constants."""
+    return t
 
 
 @dataclass
@@ -186,7 +192,7 @@ class Values:
     def batched(self, function: Any) -> Values:
         return self
 
-    trailing = batched
+    linear = reshaped = batched
 
     def mapped(self, function: Any, *others: Any) -> Any:
         return _Repeated()
@@ -207,7 +213,10 @@ def linearize(
 ) -> tuple[Any, list[Layer]]:
     """Evaluates `model` at `x` [B, ...]; returns its output (plain tensors) and its layers of neurons."""
     root = LinearizedTensor(x, linearization, Samples(x.size(0)), evaluation)
-    output = model(root)
+    # Compiled parts of the model run as written: their graphs know nothing of linearized tensors.
+    tracing = torch.compiler.is_compiling()
+    with contextlib.nullcontext() if tracing else torch.compiler.set_stance("force_eager"):
+        output = model(root)
     return tree_map_only(LinearizedTensor, lambda t: t.value, output), evaluation.layers
 
 
@@ -216,6 +225,7 @@ __all__ = [
     "Layer",
     "LinearizedTensor",
     "Linearization",
+    "identity",
     "MixedSamplesError",
     "NotPiecewiseLinearError",
     "Values",

@@ -12,11 +12,13 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from llr_fast import certify
-from llr_fast.checks import check_choice, check_input, check_model, check_range
+from llr_fast.checks import check_choice, check_count, check_input, check_model, check_range
 from llr_fast.directions import Directions, axes
+from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, Values, linearize
 from llr_fast.margin import margin
 
+_Measured = tuple[Any, list[Layer], list[Tensor]]  # output, layers, and for each the squared gradient norms [B, n]
 ESTIMATORS = ("exact", "rademacher", "axis", "auto")
 
 
@@ -63,9 +65,10 @@ class ROLLLoss(nn.Module):
         super().__init__()
         check_model(model)
         check_choice("estimator", estimator, ESTIMATORS)
-        check_range("samples", samples, 1)
+        check_count("samples", samples)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
         self.lam, self.C, self.gamma = lam, C, gamma
+        self._is_chain: bool | None = None  # of dense layers; found out in the first exact step
         self._check_schedule()
 
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
@@ -83,11 +86,13 @@ class ROLLLoss(nn.Module):
         step = _Step(self.model, x.device)
         measure = self._exact if self._resolved(x) == "exact" else self._sampled
         output, layers, squares = measure(x, step)
-        hinge = torch.cat([torch.relu(1 - layer.distance) for layer in layers], 1)
+        hinges = [torch.relu(1 - layer.distance) for layer in layers]
         if self.gamma == 100:
-            return output, self.lam * (squares.mean() + self.C * hinge.mean())
-        chosen = self._chosen(x, step, squares, hinge)
-        return output, self.lam * (squares + self.C * hinge).gather(1, chosen).mean()
+            total = sum(part.sum() for part in squares) + self.C * sum(hinge.sum() for hinge in hinges)
+            return output, self.lam * total / sum(hinge.numel() for hinge in hinges)
+        bracket, hinge = torch.cat(squares, 1), self.C * torch.cat(hinges, 1)
+        chosen = self._chosen(x, step, bracket, hinge)
+        return output, self.lam * (bracket + hinge).gather(1, chosen).mean()
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
@@ -97,34 +102,44 @@ class ROLLLoss(nn.Module):
             return self.estimator
         return "exact" if x[0].numel() <= 4 * self.samples else "rademacher"
 
-    def _sampled(self, x: Tensor, step: _Step) -> tuple[Any, list[Layer], Tensor]:
-        """Output, layers and unbiased estimates [B, N] of the squared gradient norms."""
+    def _sampled(self, x: Tensor, step: _Step) -> _Measured:
+        """Unbiased estimates of the squared gradient norms."""
         draw = _random_signs if self._resolved(x) == "rademacher" else _random_axes
         directions = Directions(draw(x, self.samples, self.generator))
         output, layers = step.evaluate(x, directions, "sum_squares")
         scale = 1 / self.samples if draw is _random_signs else x[0].numel() / self.samples
-        return output, layers, torch.cat([layer.statistic for layer in layers], 1) * scale
+        return output, layers, [layer.statistic * scale for layer in layers]
 
-    def _exact(self, x: Tensor, step: _Step) -> tuple[Any, list[Layer], Tensor]:
-        """Output, layers and squared gradient norms [B, N], from all axes; one chunk of them is in memory at a time."""
+    def _exact(self, x: Tensor, step: _Step) -> _Measured:
+        if self._is_chain is None:
+            self._is_chain = _is_chain(x, step)
+        return self._by_gram(x, step) if self._is_chain else self._by_axes(x, step)
+
+    def _by_gram(self, x: Tensor, step: _Step) -> _Measured:
+        gram = Gram.start(x, x.dtype)
+        output, layers = step.evaluate(x, gram, None)
+        return output, layers, gram.squared_norms(total=self.gamma == 100)
+
+    def _by_axes(self, x: Tensor, step: _Step) -> _Measured:
+        """One chunk of the input axes is in memory at a time."""
         output, layers = step.evaluate(x, Values(), None)
         dtype, size = layers[0].z.dtype, x[0].numel()
         chunk = certify.chunk_of_directions(layers, dtype)
 
-        def squares(start: int) -> Tensor:
+        def squares(start: int) -> list[Tensor]:
             _, found = step.evaluate(x, axes(x, start, min(start + chunk, size), dtype), "sum_squares")
-            return torch.cat([layer.statistic for layer in found], 1)
+            return [layer.statistic for layer in found]
 
         parts = [checkpoint(squares, start, use_reentrant=False) for start in range(0, size, chunk)]
-        return output, layers, torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        return output, layers, [sum(same[1:], same[0]) for same in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def _chosen(self, x: Tensor, step: _Step, squares: Tensor, hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
         if self._resolved(x) != "exact":
-            squares = self._sampled(x, step)[2]
+            squares = torch.cat(self._sampled(x, step)[2], 1)
         count = max(1, math.ceil(squares.size(1) * self.gamma / 100))
-        return (squares + self.C * hinge).topk(count, dim=1).indices
+        return (squares + hinge).topk(count, dim=1).indices
 
     def _check_schedule(self) -> None:
         check_range("lam", self.lam, 0)
@@ -182,25 +197,38 @@ class _Step:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.repeated = model, False
+        self.model, self.evaluated = model, False
         self.cuda = [device] if device.type == "cuda" else []
         self.random_state = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.cuda]
 
     def evaluate(self, x: Tensor, linearization: Linearization, statistic: str | None) -> tuple[Any, list[Layer]]:
-        evaluation = Evaluation(self.model, statistic, repeated=self.repeated)
-        if self.repeated:
-            with torch.random.fork_rng(self.cuda):
-                torch.set_rng_state(self.random_state[0])
-                for device, state in zip(self.cuda, self.random_state[1], strict=True):
-                    torch.cuda.set_rng_state(state, device)
-                buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-                run = partial(functional_call, self.model, buffers)
-                return linearize(run, x, linearization, evaluation)
-        self.repeated = True
-        output, layers = linearize(self.model, x, linearization, evaluation)
+        if self.evaluated:
+            return self.repeat(x, linearization, statistic)
+        self.evaluated = True
+        output, layers = linearize(self.model, x, linearization, Evaluation(self.model, statistic))
         if not layers:
             raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
         return output, layers
+
+    def repeat(self, x: Tensor, linearization: Linearization, statistic: str | None) -> tuple[Any, list[Layer]]:
+        evaluation = Evaluation(self.model, statistic, repeated=True)
+        with torch.random.fork_rng(self.cuda):
+            torch.set_rng_state(self.random_state[0])
+            for device, state in zip(self.cuda, self.random_state[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            return linearize(partial(functional_call, self.model, buffers), x, linearization, evaluation)
+
+
+@torch.no_grad()
+def _is_chain(x: Tensor, step: _Step) -> bool:
+    """Whether the model is a chain of dense layers."""
+    gram = Gram.start(x, x.dtype)
+    try:
+        step.repeat(x, gram, None)
+    except NotAChainError:
+        return False
+    return gram.is_chain()
 
 
 def _random_signs(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:

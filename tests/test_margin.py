@@ -340,3 +340,35 @@ def test_skip_from_the_input_past_dead_layers(method):
     x = torch.randn(3, 3, dtype=DTYPE)
     layers = [oracle.neurons(model, sample) for sample in x.split(1)]
     check(llr_fast.margin(model, x, method=method), x, layers, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_models_are_certified_as_the_functions_they_are(dtype, method):
+    """Weights count at their rounded values, but nothing else is rounded."""
+    model, x = networks.build("residual")
+    model, x = model.to(dtype), x.to(dtype)
+    double = copy.deepcopy(model).double()
+    layers = [oracle.neurons(double, sample) for sample in x.double().split(1)]
+    check(llr_fast.margin(model, x, method=method), x, layers, 2, rtol=1e-4, gradient_rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_does_not_reach_certificates(method):
+    model, x = networks.build("conv2d")
+    model, x = model.float(), x.float()
+    expected = llr_fast.margin(model, x, method=method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = llr_fast.margin(model, x, method=method)
+    same(found.value, expected.value)
+    same(found.gradient, expected.gradient)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_model(case, method):
+    """A compiled model is certified like the model itself, and leaves the grad mode alone."""
+    model, x, layers = case("relu")
+    with torch.enable_grad():
+        result = llr_fast.margin(torch.compile(model, backend="eager"), x, method=method)
+        assert torch.is_grad_enabled()
+    check(result, x, layers, 2)

@@ -2,19 +2,11 @@
 
 import math
 
+import networks
 import oracle
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-
-class Apply(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def test_one_relu_neuron():
@@ -42,7 +34,9 @@ def test_dead_units_leave_later_layers_without_gradient():
 
 def test_padded_pool_compares_real_entries_only():
     x = torch.tensor([[[-1.0, -4.0, -2.0]]]).double()
-    (layer,) = oracle.neurons(Apply(lambda x: F.max_pool1d(x, 2, stride=2, padding=1)), x)  # windows {-1}, {-4, -2}
+    (layer,) = oracle.neurons(
+        networks.Apply(lambda x: F.max_pool1d(x, 2, stride=2, padding=1)), x
+    )  # windows {-1}, {-4, -2}
     assert layer.z.tolist() == [2.0]
     assert layer.gradient.tolist() == [[0.0, -1.0, 1.0]]
 
@@ -66,6 +60,8 @@ def test_pool_windows_are_those_of_torch():
 
 
 def test_in_place_activation_is_read_before_it_runs():
-    (layer,) = oracle.neurons(Apply(lambda x: F.relu(x * 2, inplace=True)), torch.tensor([[-1.0, 3.0]]).double())
+    (layer,) = oracle.neurons(
+        networks.Apply(lambda x: F.relu(x * 2, inplace=True)), torch.tensor([[-1.0, 3.0]]).double()
+    )
     assert layer.z.tolist() == [-2.0, 6.0] and layer.piece.tolist() == [0, 1]
     assert layer.gradient.tolist() == [[2.0, 0.0], [0.0, 2.0]]

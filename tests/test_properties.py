@@ -1,10 +1,13 @@
 """Inside its margin a network is affine with one pattern; one step past it, it has another."""
 
 import math
+import random
 
 import networks
+import oracle
 import pytest
 import torch
+from torch import nn
 
 import llr_fast
 
@@ -145,3 +148,49 @@ def test_duplicate_neurons(p):
     )
     for method in ("exact", "search"):
         torch.testing.assert_close(llr_fast.margin(twice, x, p, method=method).value, before, rtol=1e-9, atol=0)
+
+
+class Rearranged(nn.Module):
+    """A random chain of shape changes, which may take the batch axis anywhere, between a mixing map and a kink."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("mix", torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=DTYPE))
+
+    def forward(self, x):
+        draw = random.Random(self.seed)
+        y = torch.nn.functional.leaky_relu(x @ self.mix, -0.5)
+        for _ in range(draw.randint(1, 5)):
+            axis = draw.randrange(y.dim())
+            match draw.choice(["permute", "flatten", "unflatten", "split off", "unsqueeze", "select"]):
+                case "permute":
+                    y = y.permute(*draw.sample(range(y.dim()), y.dim()))
+                case "flatten" if axis:
+                    y = y.flatten(axis - 1, axis)
+                case "unflatten" if y.shape[axis] % 2 == 0:
+                    y = y.unflatten(axis, (-1, 2))
+                case "split off" if y.shape[axis] % 2 == 0:
+                    y = y.unflatten(axis, (2, -1))
+                case "unsqueeze":
+                    y = y.unsqueeze(axis)
+                case "select" if y.shape[axis] > 1:
+                    y = y.narrow(axis, 0, y.shape[axis] - 1)
+        return (y - 0.1).abs()
+
+
+def test_the_batch_axis_may_go_anywhere():
+    """Neurons belong to their samples, in the order of a batch of one, or the model is refused."""
+    right = 0
+    for seed in range(150):
+        model = Rearranged(seed)
+        x = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+        try:
+            found = llr_fast.gradient_norms(model, x)
+        except (llr_fast.NotPiecewiseLinearError, ValueError):
+            continue
+        for layer, expected in zip(found, zip(*[oracle.neurons(model, sample) for sample in x.split(1)])):
+            torch.testing.assert_close(layer.distance, torch.stack([sample.distance for sample in expected]))
+            torch.testing.assert_close(layer.norm, torch.stack([sample.norm(2) for sample in expected]))
+        right += 1
+    assert right > 60

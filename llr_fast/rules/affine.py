@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.linearize import LinearizedTensor
+from llr_fast.linearize import LinearizedTensor, identity
 from llr_fast.rules.table import refuse, rule
 from llr_fast.samples import MixedSamplesError, Samples
 
@@ -54,9 +54,9 @@ def add(a: Any, b: Any, alpha: Any = 1, function: Any = torch.add) -> Linearized
         return total(function, a, b, lambda s, t: torch.add(s, t, alpha=alpha))
     if isinstance(a, LinearizedTensor):
         (b,), _ = constants(a, b)
-        return pointwise(a, torch.add(a.value, b, alpha=alpha), lambda t: t)
+        return pointwise(a, torch.add(a.value, b, alpha=alpha), identity)
     (a,), _ = constants(b, a)
-    return pointwise(b, torch.add(torch.mul(b.value, alpha), a), lambda t: t if alpha == 1 else t * alpha)
+    return pointwise(b, torch.add(torch.mul(b.value, alpha), a), identity if alpha == 1 else lambda t: t * alpha)
 
 
 @rule("add", "__add__", "__radd__", inplace=True)
@@ -83,7 +83,7 @@ def _neg(function: Any, x: LinearizedTensor) -> LinearizedTensor:
 def _same(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
     cut = function is Tensor.detach or function is torch.detach
     keep_graph = not cut or x.evaluation.certificate
-    return pointwise(x, function(x.value, *args, **kwargs), _identity if keep_graph else torch.detach)
+    return pointwise(x, function(x.value, *args, **kwargs), identity if keep_graph else torch.detach)
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__", inplace=True)
@@ -127,7 +127,7 @@ def _dropout(
     function: Any, x: LinearizedTensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> LinearizedTensor:
     if not training or p == 0:
-        return pointwise(x, x.value, _identity)
+        return pointwise(x, x.value, identity)
     if x.evaluation.certificate or "alpha" in function.__name__:
         raise ValueError(
             f"{function.__name__} in module {x.evaluation.module_path()!r} is in training mode; "
@@ -142,11 +142,7 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
     require_constant(function, weight, bias)
     samples = x.samples.kept((x.value.dim() - 1,), "linear")
     (w, b), (for_tangents, _) = constants(x, weight, bias)
-    return x.replaced(F.linear(x.value, w, b), x.linearization.trailing(lambda t: F.linear(t, for_tangents)), samples)
-
-
-def _identity(t: Tensor) -> Tensor:
-    return t
+    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples)
 
 
 @rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__")

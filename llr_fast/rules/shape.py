@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.linearize import LinearizedTensor
+from llr_fast.linearize import LinearizedTensor, identity
 from llr_fast.rules.affine import pointwise
 from llr_fast.rules.table import function_name, refuse, rule
 from llr_fast.samples import MixedSamplesError, Samples
@@ -22,7 +22,7 @@ def reshape(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
     value = function(x.value, *args, **kwargs)
     shape = value.shape
     samples = x.samples.reshaped(x.value.shape, shape, function_name(function))
-    return x.replaced(value, x.linearization.mapped(lambda t: t.reshape(shape)), samples)
+    return x.replaced(value, x.linearization.reshaped(shape), samples)
 
 
 @rule("view_as", "reshape_as", "expand_as")
@@ -32,7 +32,7 @@ def _shape_as(function: Any, x: Tensor, other: Tensor) -> Tensor:
 
 @rule("expand", "broadcast_to")
 def _expand(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
-    return pointwise(x, function(x.value, *args, **kwargs), lambda t: t)
+    return pointwise(x, function(x.value, *args, **kwargs), identity)
 
 
 @rule(

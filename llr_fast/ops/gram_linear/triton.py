@@ -202,11 +202,8 @@ def gram_linear_backward_weight_kernel(
 
 def blocks(dtype: torch.dtype) -> dict[str, int]:
     """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
-    return {
-        2: {"BLOCK": 64, "BLOCK_R": 32, "num_warps": 4, "num_stages": 3},
-        4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 8, "num_stages": 3},
-        8: {"BLOCK": 32, "BLOCK_R": 16, "num_warps": 4, "num_stages": 3},
-    }[dtype.itemsize]
+    block, block_r, stages = {2: (64, 32, 3), 4: (64, 16, 3), 8: (32, 16, 2)}[dtype.itemsize]
+    return {"BLOCK": block, "BLOCK_R": block_r, "num_warps": 4, "num_stages": stages}
 
 
 def samples_per_part(batch: int, tiles: int) -> int:
@@ -265,7 +262,8 @@ def launch_gram_linear_backward(
     if d_out is not None:
         left = gram.new_empty(B, O, n)
         gram_linear_backward_left_kernel[(B * tiles_o * tiles_n,)](
-            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **meta
+            # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
+            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **{**meta, "num_stages": 1}
         )
 
     if needs_gram:

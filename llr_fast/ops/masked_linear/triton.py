@@ -106,9 +106,7 @@ def masked_linear_backward_kernel(
     o_b, o_k = o_row // K, o_row % K
     o_i = (tl.program_id(0) % tiles_i) * BLOCK_I + tl.arange(0, BLOCK_I)
     m_row, m_i = o_b < B, o_i < I
-    b_d_masked = tl.zeros(
-        [BLOCK_R, BLOCK_I], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32
-    )
+    b_d_masked = tl.zeros([BLOCK_R, BLOCK_I], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
     for first_o in range(0, O, BLOCK_O):
         o_o = first_o + tl.arange(0, BLOCK_O)
         b_gradient = load_gradient(

@@ -1,0 +1,85 @@
+"""Gram: a linearization of chains of dense layers by their Gram matrices J J^T, for q = 2.
+
+Nothing is computed while the network runs: a chain's weights and slopes are all that its squared gradient norms need,
+and once all are known `gram_norms` can leave out every unit that is off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llr_fast.linearize import identity
+from llr_fast.ops.gram_norms import gram_norms
+
+
+class NotAChainError(Exception):
+    """The network is not a chain of dense layers, so that another linearization has to be used."""
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The weights and slopes between the network's input and a tensor of `shape` [B, n].
+
+    `reported` collects the linearizations of all hidden layers of one evaluation.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    reported: list[Gram]
+    weights: tuple[Tensor, ...] = ()
+    slopes: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def start(x: Tensor, dtype: torch.dtype) -> Gram:
+        return Gram(tuple(x.shape), dtype, [])
+
+    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Gram:
+        if function is not identity or tuple(shape) != self.shape:
+            raise NotAChainError
+        return self
+
+    def batched(self, function: Callable[[Tensor], Tensor]) -> Gram:
+        raise NotAChainError
+
+    def mapped(self, function: Callable[..., Any], *others: Any) -> Gram:
+        raise NotAChainError
+
+    def reshaped(self, shape: Sequence[int]) -> Gram:
+        batch = self.shape[0]
+        if tuple(shape) != self.shape and (self.weights or tuple(shape) != (batch, math.prod(self.shape[1:]))):
+            raise NotAChainError
+        return replace(self, shape=tuple(shape))
+
+    def linear(self, weight: Tensor) -> Gram:
+        if len(self.shape) != 2:
+            raise NotAChainError
+        shape = (self.shape[0], weight.size(0))
+        if len(self.weights) > len(self.slopes):  # two layers without an activation between them are one
+            return replace(self, shape=shape, weights=(*self.weights[:-1], weight @ self.weights[-1]))
+        return replace(self, shape=shape, weights=(*self.weights, weight))
+
+    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Gram, Tensor]:
+        if len(self.weights) != len(self.slopes) + 1:  # two activations without a layer between them
+            raise NotAChainError
+        self.reported.append(self)
+        return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
+
+    def is_chain(self) -> bool:
+        """Whether every hidden layer reported so far is on the way to the last one."""
+        return all(
+            all(a is b for a, b in zip(layer.weights, self.reported[-1].weights[: depth + 1], strict=True))
+            for depth, layer in enumerate(self.reported)
+        )
+
+    def squared_norms(self, total: bool = False) -> list[Tensor]:
+        """[B, n] for each hidden layer reported; with `total` its sum over the layer, [B]."""
+        if not self.is_chain():
+            raise NotAChainError
+        last, batch = self.reported[-1], self.shape[0]
+        return [part.expand(batch, *part.shape[1:]) for part in gram_norms(last.weights, last.slopes, total)]
