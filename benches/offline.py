@@ -1,17 +1,20 @@
-"""Compiles the launches that the operators make, and reads what the compiler says of them, without a GPU."""
+"""Compiles the launches that the operators make, or executes them in an emulator of the compiled code, without a GPU."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import triton
@@ -142,6 +145,33 @@ def compile_launch(launch: Launch, target: str) -> Resources:
         len(re.findall(r"(?<![A-Z])(?:HMMA|DMMA|HGMMA|UTCHMMA)", code)),
         len(re.findall(r"LDG\.E[.\w]*128|LDGSTS[.\w]*128", code)),
     )
+
+
+def emulator() -> ModuleType | None:
+    """The package ptxrun, which executes compiled kernels on CPU tensors, where it lies beside this checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "tools"
+    if folder.is_dir() and os.fspath(folder) not in sys.path:
+        sys.path.append(os.fspath(folder))
+    return importlib.import_module("ptxrun") if importlib.util.find_spec("ptxrun") else None
+
+
+def emulate(launch: Launch, reachable: tuple[Tensor, ...] = ()):
+    """Execute a launch as sm_80 code on its CPU tensors and return ptxrun's statistics.
+
+    `reachable` names tensors that the kernel finds through addresses in memory.
+    """
+    ptxrun = emulator()
+    memory = importlib.import_module("ptxrun.memory").GlobalMemory()
+    warps, stages = launch.options["num_warps"], launch.options.get("num_stages", 3)
+    compiled, names = ptxrun.compile_kernel(launch.kernel, launch.args, launch.constants, 80, warps, stages)
+    arguments = [launch.args[name] for name in names]
+    values = [memory.register(n, v) if isinstance(v, Tensor) else v for n, v in zip(names, arguments, strict=True)]
+    for i, tensor in enumerate(reachable):
+        memory.register(f"reachable[{i}]", tensor)
+    hidden = [0, 0]  # scratch memory of the compiler and of its profiler, which these kernels do without
+    grid = (*launch.grid, 1, 1)[:3]
+    shared = compiled.metadata.shared
+    return ptxrun.execute(compiled.asm["ptx"], grid, values + hidden, memory, shared_bytes=shared, threads=32 * warps)
 
 
 def _tool(name: str, *args: str) -> str:

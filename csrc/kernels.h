@@ -78,6 +78,10 @@ struct Kernels {
                                             int64_t end);
   void (*tangent_activation_backward_double)(const Tangents<double>&, const TangentGradients<double>&, int64_t begin,
                                              int64_t end);
+  // Ratios of distances to norms, for the smallest of them.
+  void (*margin_ratios_float)(const float* distance, const float* norm, int64_t n, float* ratio);
+  void (*margin_ratios_double)(const double* distance, const double* norm, int64_t n, double* ratio);
+  void (*margin_ratios_mixed)(const double* distance, const float* norm, int64_t n, double* ratio);
 };
 
 extern const Kernels generic_kernels;

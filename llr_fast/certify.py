@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llr_fast import norms
 from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
 from llr_fast.directions import Directions, axes
+from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
 
 MEMORY_BUDGET = 2**29  # bytes that one evaluation's tangents may take; larger work is cut into chunks
@@ -80,8 +81,21 @@ def statistics(
     return total
 
 
+def chain(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Gram | None:
+    """The model as a chain of dense layers with its slopes at x, if it is one."""
+    gram = Gram.start(x, tangent_dtype(model, x))
+    try:
+        evaluate(model, x, gram, dtype)
+    except NotAChainError:
+        return None
+    return gram.last() if gram.is_chain() else None
+
+
 def gradient_norms(model: nn.Module, x: Tensor, layers: list[Layer], q: float, dtype: torch.dtype) -> list[Tensor]:
-    """For each of the layers found at x the exact l_q norms [B, n] of its neurons' gradients, from all input axes."""
+    """For each of the layers found at x the exact l_q norms [B, n] of its neurons' gradients."""
+    gram = chain(model, x, dtype) if q == 2 else None
+    if gram is not None:
+        return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
     tangents = tangent_dtype(model, x)
     chunks = all_axes(x, chunk_of_directions(layers, tangents), tangents)
     return [norms.from_statistic(s, q) for s in statistics(model, x, chunks, norms.statistic_of(q), dtype)]

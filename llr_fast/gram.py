@@ -71,15 +71,19 @@ class Gram:
         return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
 
     def is_chain(self) -> bool:
-        """Whether every hidden layer reported so far is on the way to the last one."""
-        return all(
-            all(a is b for a, b in zip(layer.weights, self.reported[-1].weights[: depth + 1], strict=True))
+        """Whether there are hidden layers, and every one reported so far is on the way to the last one."""
+        return bool(self.reported) and all(
+            all(a is b for a, b in zip(layer.weights, self.last().weights[: depth + 1], strict=True))
             for depth, layer in enumerate(self.reported)
         )
+
+    def last(self) -> Gram:
+        """The linearization of the last hidden layer."""
+        return self.reported[-1]
 
     def squared_norms(self, total: bool = False) -> list[Tensor]:
         """[B, n] for each hidden layer reported; with `total` its sum over the layer, [B]."""
         if not self.is_chain():
             raise NotAChainError
-        last, batch = self.reported[-1], self.shape[0]
+        last, batch = self.last(), self.shape[0]
         return [part.expand(batch, *part.shape[1:]) for part in gram_norms(last.weights, last.slopes, total)]

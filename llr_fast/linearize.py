@@ -158,7 +158,8 @@ class LinearizedTensor(Tensor):
         return rules.apply(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[override]
+        """Reached only where torch functions are switched off; torch's stub has no class for `self` here."""
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(self, value: Tensor, linearization: Any, samples: Samples | None = None) -> LinearizedTensor:

@@ -88,7 +88,7 @@ class ROLLLoss(nn.Module):
         output, layers, squares = measure(x, step)
         hinges = [torch.relu(1 - layer.distance) for layer in layers]
         if self.gamma == 100:
-            total = sum(part.sum() for part in squares) + self.C * sum(hinge.sum() for hinge in hinges)
+            total = _total(squares) + self.C * _total(hinges)
             return output, self.lam * total / sum(hinge.numel() for hinge in hinges)
         bracket, hinge = torch.cat(squares, 1), self.C * torch.cat(hinges, 1)
         chosen = self._chosen(x, step, bracket, hinge)
@@ -229,6 +229,10 @@ def _is_chain(x: Tensor, step: _Step) -> bool:
     except NotAChainError:
         return False
     return gram.is_chain()
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.sum() for part in parts]).sum()
 
 
 def _random_signs(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:

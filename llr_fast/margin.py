@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr_fast import certify, norms, sketch
+from llr_fast import certify, cost, norms, search
 from llr_fast.checks import check_choice, check_range
-from llr_fast.linearize import Layer
 
 METHODS = ("exact", "search", "auto")
-_DIRECTIONS = 20  # of the sketch: its bounds are then 8 to 10 times the true norms at a failure probability of 1e-10
-_CANDIDATES = 64  # neurons that the search sorts at a time
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,10 @@ def margin(
         model: a piecewise-linear network in evaluation mode.
         x: [B, ...], finite; any shape of sample.
         p: 1, 2 or inf.
-        method: "exact" computes the gradient norms of all neurons from all input axes. "search" bounds all norms from
+        method: "exact" computes the gradient norms of all neurons, from Gram matrices for p = 2 and chains of dense
+            layers, else from all input axes. "search" bounds all norms from
             20 random directions and computes exactly those that can decide the minimum; the result is the exact
-            margin but with probability `failure_probability` per sample. "auto" takes the one with fewer passes.
+            margin but with probability `failure_probability` per sample. "auto" takes the cheaper one.
         failure_probability: of the search, for each sample.
         dtype: of the values that decide on which side of a kink a point is; gradients have the model's dtype.
         generator: of the search's random directions.
@@ -114,111 +112,50 @@ def margin(
     check_choice("method", method, METHODS)
     check_range("failure_probability", failure_probability, 1e-300, 0.5)
     certify.check(model, x, dtype)
-    parts = []
-    exact = method == "exact" or (method == "auto" and x[0].numel() <= 4 * _DIRECTIONS)
-    for part in x.split(certify.samples_at_once(model, x, dtype)):
-        backward = certify.Backward(model, part, dtype)
-        if not backward.layers:
-            parts.append(_unbounded(part, p, dtype))
-        elif exact:
-            parts.append(_exact(model, part, p, dtype, backward))
-        else:
-            parts.append(_search(model, part, p, failure_probability, dtype, backward, generator))
-    return _joined(parts)
+    parts = [
+        _of_part(model, part, p, method, failure_probability, dtype, generator)
+        for part in x.split(certify.samples_at_once(model, x, dtype))
+    ]
+    names = ("value", "layer", "neuron", "offset", "gradient", "exact")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Margin(**joined, layer_names=parts[0].layer_names, p=p)
 
 
-def _exact(model: nn.Module, x: Tensor, p: float, dtype: torch.dtype, backward: certify.Backward) -> Margin:
-    layers = backward.layers
-    measured = certify.gradient_norms(model, x, layers, norms.dual(p), dtype)
-    distances = torch.cat([layer.distance for layer in layers], 1)
-    value, flat = _ratio(distances, torch.cat(measured, 1).to(dtype)).min(1)
-    layer, neuron = _located(layers, flat, value)
-    return _margin(layers, value, layer, neuron, backward.gradient(layer, neuron), p, exact=True)
-
-
-def _search(
+def _of_part(
     model: nn.Module,
     x: Tensor,
     p: float,
+    method: str,
     failure_probability: float,
     dtype: torch.dtype,
-    backward: certify.Backward,
     generator: torch.Generator | None,
 ) -> Margin:
-    """Sketch, prune, verify."""
+    backward = certify.Backward(model, x, dtype)
     layers, q = backward.layers, norms.dual(p)
-    distances = torch.cat([layer.distance for layer in layers], 1)
-    bound = _bounds(model, x, layers, q, failure_probability / distances.size(1), dtype, generator)
-    lower = _ratio(distances, bound)
-    best = torch.full_like(distances[:, 0], math.inf)
-    winner = torch.zeros_like(best, dtype=torch.long)
-    gradient = torch.zeros_like(backward.direction[0])
-    while True:
-        bounds, candidates = lower.topk(min(_CANDIDATES, lower.size(1)), largest=False)
-        for bound, candidate in zip(bounds.t(), candidates.t().contiguous(), strict=True):
-            if not (bound < best).any():
-                return _margin(layers, best, *_located(layers, winner, best), gradient, p, exact=False)
-            layer, neuron = _located(layers, candidate, bound)
-            found = backward.gradient(layer, neuron)
-            value = _ratio(distances.gather(1, candidate[:, None]), norms.norm(found, q).to(dtype)[:, None]).squeeze(1)
-            better = value < best
-            best, winner = torch.where(better, value, best), torch.where(better, candidate, winner)
-            gradient = torch.where(better.view(-1, *[1] * (x.dim() - 1)), found, gradient)
-        lower = lower.scatter(1, candidates, math.inf)
+    if not layers:
+        return _unbounded(x, p, dtype)
+    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(model, x, p, dtype))
+    if exact:
+        bounds = search.exact_bounds(model, x, layers, q, dtype)
+    else:
+        bounds = search.sketched_bounds(model, x, layers, q, failure_probability, dtype, generator)
+    found = search.verify(backward, bounds, q)
+    offset = search.entries([layer.offset for layer in layers], found.layer, found.neuron)
+    sure = torch.full_like(found.value, exact, dtype=torch.bool)
+    names = [layer.name for layer in layers]
+    return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
 
 
-def _bounds(
-    model: nn.Module,
-    x: Tensor,
-    layers: list[Layer],
-    q: float,
-    failure_probability: float,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """[B, N]: upper bounds of the norms of all neurons; the samples share the random directions."""
-    like = torch.empty(0, dtype=certify.tangent_dtype(model, x), device=x.device)
-    directions = sketch.draw(q, (_DIRECTIONS, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
-    chunk = certify.chunk_of_directions(layers, like.dtype)
-    chunks = (certify.Directions(part) for part in directions.split(chunk))
-    statistics = certify.statistics(model, x, chunks, sketch.statistic_for(q), dtype)
-    return sketch.upper_bound(torch.cat(statistics, 1).to(dtype), q, _DIRECTIONS, failure_probability)
-
-
-def _ratio(distance: Tensor, norm: Tensor) -> Tensor:
-    """Distance over norm; a neuron whose gradient is zero never bounds the region."""
-    return (distance / norm).masked_fill(norm == 0, math.inf)
-
-
-def _located(layers: list[Layer], flat: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Layer and index within it of neurons given by their index among all; -1 where `value` is infinite."""
-    ends = torch.tensor([layer.z.size(1) for layer in layers], device=flat.device).cumsum(0)
-    layer = torch.searchsorted(ends, flat, right=True)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    neuron = flat - starts[layer]
-    return layer.masked_fill(value.isinf(), -1), neuron.masked_fill(value.isinf(), -1)
-
-
-def _margin(
-    layers: list[Layer], value: Tensor, layer: Tensor, neuron: Tensor, gradient: Tensor, p: float, exact: bool
-) -> Margin:
-    offset = torch.zeros_like(value)
-    for index, here in enumerate(layers):
-        rows = (layer == index).nonzero().squeeze(1)
-        offset[rows] = here.offset[rows, neuron[rows]]
-    names = [here.name for here in layers]
-    sure = torch.full_like(value, exact, dtype=torch.bool)
-    return Margin(value, layer, neuron, offset, gradient, names, sure, p)
+def _exact_is_cheaper(model: nn.Module, x: Tensor, p: float, dtype: torch.dtype) -> bool:
+    if x[0].numel() <= cost.SEARCH_PASSES:
+        return True
+    chain = certify.chain(model, x, dtype) if p == 2 else None
+    return chain is not None and cost.gram(chain.weights) <= cost.SEARCH_PASSES * cost.forward(chain.weights)
 
 
 def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:
     """The margins of a network without hidden neurons."""
     infinite = torch.full_like(x.flatten(1)[:, 0], math.inf, dtype=dtype)
     none = torch.full_like(infinite, -1, dtype=torch.long)
-    return _margin([], infinite, none, none, torch.zeros_like(x), p, exact=True)
-
-
-def _joined(parts: list[Margin]) -> Margin:
-    names = ("value", "layer", "neuron", "offset", "gradient", "exact")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return Margin(**joined, layer_names=parts[0].layer_names, p=parts[0].p)
+    sure = torch.ones_like(none, dtype=torch.bool)
+    return Margin(infinite, none, none, torch.zeros_like(infinite), torch.zeros_like(x), [], sure, p)

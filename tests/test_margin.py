@@ -298,7 +298,7 @@ def test_one_sample_and_one_direction_at_a_time(case, monkeypatch, name, method,
 
 @pytest.mark.parametrize("p", NORMS)
 def test_search_beyond_its_first_candidates(case, monkeypatch, p):
-    monkeypatch.setattr(sys.modules["llr_fast.margin"], "_CANDIDATES", 2)
+    monkeypatch.setattr(sys.modules["llr_fast.search"], "CANDIDATES", 2)
     for name in ("conv2d", "decoder", "adaptive_max_pool2d"):
         model, x, layers = case(name)
         check(llr_fast.margin(model, x, p, method="search"), x, layers, p)

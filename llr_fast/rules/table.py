@@ -121,7 +121,8 @@ def _functions(name: str) -> Iterator[Any]:
     for namespace in _NAMESPACES:
         function: Any = getattr(namespace, name, None)
         if function is not None:
-            yield function.__get__ if inspect.isdatadescriptor(function) else function
+            is_property = inspect.isdatadescriptor(function)
+            yield function.__get__ if is_property else function
 
 
 def _inplace_name(name: str) -> str:

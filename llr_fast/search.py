@@ -1,0 +1,101 @@
+"""Sketch, prune, verify: the margin needs the gradient of one neuron, not of all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast import certify, norms, sketch
+from llr_fast.directions import Directions
+from llr_fast.linearize import Layer
+from llr_fast.ops import smallest_bounds
+
+DIRECTIONS = 20  # of the sketch: its bounds are then 8 to 10 times the true norms at a failure probability of 1e-10
+CANDIDATES = 64  # neurons that are sorted at a time
+ROUNDING = 1e-3  # relative error, at most, of norms computed in float32 by sums over directions or Gram matrices
+
+
+@dataclass
+class Nearest:
+    """For each sample the neuron whose kink is nearest: distance over norm [B], where it is, and its gradient."""
+
+    value: Tensor
+    layer: Tensor
+    neuron: Tensor
+    gradient: Tensor
+
+
+def exact_bounds(model: nn.Module, x: Tensor, layers: list[Layer], q: float, dtype: torch.dtype) -> list[Tensor]:
+    """For each layer the norms [B, n] of its neurons' gradients, but for rounding."""
+    return [norm * (1 + ROUNDING) for norm in certify.gradient_norms(model, x, layers, q, dtype)]
+
+
+def sketched_bounds(
+    model: nn.Module,
+    x: Tensor,
+    layers: list[Layer],
+    q: float,
+    failure_probability: float,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> list[Tensor]:
+    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample."""
+    like = torch.empty(0, dtype=certify.tangent_dtype(model, x), device=x.device)
+    directions = sketch.draw(q, (DIRECTIONS, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
+    chunks = (Directions(part) for part in directions.split(certify.chunk_of_directions(layers, like.dtype)))
+    per_neuron = failure_probability / sum(layer.z.size(1) for layer in layers)
+    statistics = certify.statistics(model, x, chunks, sketch.statistic_for(q), dtype)
+    return [sketch.upper_bound(statistic, q, DIRECTIONS, per_neuron) for statistic in statistics]
+
+
+def verify(backward: certify.Backward, bounds: list[Tensor], q: float) -> Nearest:
+    """Exact ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
+
+    In each pass every sample back-propagates its own next neuron.
+    """
+    distances = [layer.distance for layer in backward.layers]
+    best = _nothing(backward.direction[0], distances[0])
+    while True:
+        bound, layer, neuron = (found.t().contiguous() for found in smallest_bounds(distances, bounds, CANDIDATES))
+        for lower, at_layer, at_neuron in zip(bound, layer, neuron, strict=True):
+            if not (lower < best.value).any():
+                return best
+            gradient = backward.gradient(at_layer, at_neuron)
+            norm = norms.norm(gradient, q).to(best.value.dtype)
+            ratio = (entries(distances, at_layer, at_neuron) / norm).masked_fill(norm == 0, math.inf)
+            _keep_smaller(best, Nearest(ratio, at_layer, at_neuron, gradient))
+        bounds = [_without(bound, layer == index, neuron) for index, bound in enumerate(bounds)]
+
+
+def entries(parts: list[Tensor], layer: Tensor, neuron: Tensor) -> Tensor:
+    """[B]: for each sample the entry `neuron` [B] of part `layer` [B], zero where the layer is -1."""
+    chosen = torch.zeros_like(parts[0][:, 0])
+    for index, part in enumerate(parts):
+        rows = (layer == index).nonzero().squeeze(1)
+        chosen[rows] = part[rows, neuron[rows]]
+    return chosen
+
+
+def _nothing(x: Tensor, like: Tensor) -> Nearest:
+    value = torch.full_like(like[:, 0], math.inf)
+    none = torch.full_like(value, -1, dtype=torch.long)
+    return Nearest(value, none, none, torch.zeros_like(x))
+
+
+def _keep_smaller(best: Nearest, found: Nearest) -> None:
+    smaller = found.value < best.value
+    best.value = torch.where(smaller, found.value, best.value)
+    best.layer = torch.where(smaller, found.layer, best.layer)
+    best.neuron = torch.where(smaller, found.neuron, best.neuron)
+    best.gradient = torch.where(smaller.view(-1, *[1] * (best.gradient.dim() - 1)), found.gradient, best.gradient)
+
+
+def _without(bound: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
+    """The bounds [B, n] with zero, which never bounds a region, at the neurons [C, B] that are in this layer."""
+    candidate, row = here.nonzero(as_tuple=True)
+    bound = bound.clone()
+    bound[row, neuron[candidate, row]] = 0
+    return bound

@@ -1,0 +1,155 @@
+"""The compiled kernels, executed as sm_80 code by an emulator that counts memory traffic and finds races.
+
+Sizes that are no multiple of 16 make Triton compile another variant, with narrower loads.
+"""
+
+import pytest
+import torch
+from ops import operator_cases as oc
+
+pytest.importorskip("triton")
+from benches import offline
+
+if offline.emulator() is None:
+    pytest.skip("ptxrun, the emulator of compiled kernels, does not lie beside this checkout", allow_module_level=True)
+
+from llr_fast.ops.gram_linear import reference as gram_reference
+from llr_fast.ops.gram_linear import triton as gram
+from llr_fast.ops.margin_reduce import reference as margin_reference
+from llr_fast.ops.margin_reduce import triton as margin
+from llr_fast.ops.masked_linear import reference as linear_reference
+from llr_fast.ops.masked_linear import triton as linear
+from llr_fast.ops.tangent_activation import reference as tangent_reference
+from llr_fast.ops.tangent_activation import triton as tangent
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def run(launcher, *args, reachable=()):
+    """What a launcher returns, and the statistics of each kernel that it launched."""
+    package, found = launcher.__module__.removesuffix(".triton"), []
+
+    def act(launch):
+        stats = offline.emulate(launch, reachable)
+        assert not stats.races, stats.report()
+        found.append(stats)
+
+    with offline.intercepted(package, act), oc.poisoned_memory():
+        return launcher(*args), found
+
+
+def check(launcher, reference, args, dtype):
+    found, stats = run(launcher, *args)
+    oc.assert_close(list(found), [t.double() for t in reference(*args)], dtype)
+    return found, stats
+
+
+def cotangent(tensor, dtype=None):
+    return torch.randn(tensor.shape, dtype=torch.float64).to(dtype or tensor.dtype)
+
+
+def size(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def assert_moves(stats, must_move, of="unique_sectors"):
+    """Distinct sectors touched, or all sectors requested, against the bytes that the operator must move."""
+    moved = 32 * sum(getattr(t, of) for s in stats for t in s.traffic.values())
+    assert moved <= 1.05 * must_move, "\n".join(s.report() for s in stats)
+
+
+def assert_coalesced(stats, *names):
+    """Loads and stores of the large arguments ask for whole sectors; shared memory serves them without conflicts."""
+    for s in stats:
+        for (_, name), traffic in s.traffic.items():
+            assert name not in names or traffic.efficiency >= 0.9, s.report()
+        assert all(t.conflict_degree <= 2 for t in s.shared.values()), s.report()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("statistic", oc.STATISTICS)
+@pytest.mark.parametrize("shape", [(5, 4, 4, 64), (20, 3, 1, 128), (3, 5, 5, 7), (19, 3, 1, 37), (1, 1, 1, 1)])
+def test_tangent_activation(shape, statistic, dtype):
+    tangents, slope = oc.tangent_inputs(shape, dtype)
+    (out, stat), stats = check(
+        tangent.launch_tangent_activation, tangent_reference.tangent_activation, (tangents, slope, statistic), dtype
+    )
+    args = (cotangent(out), cotangent(stat), tangents, slope, stat, statistic, True)
+    gradients, backward = check(
+        tangent.launch_tangent_activation_backward, tangent_reference.tangent_activation_backward, args, dtype
+    )
+    if shape[-1] % 64:
+        return
+    assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents")
+    is_shared = shape[2] == 1
+    assert_moves(stats, size(tangents, slope, out, stat), "sectors" if not is_shared else "unique_sectors")
+    if is_shared:  # two kernels, of which the second serves the gradient by slope
+        backward = backward[:1]
+    first_index = size(stat.long()) / len(stat) if is_shared and statistic == "max_abs" else 0
+    assert_moves(backward, size(*args[:5], *gradients) + first_index)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("statistic", oc.STATISTICS)
+@pytest.mark.parametrize("shape", [(4, 32, 32, 64, 64), (1, 64, 64, 64, 64), (66, 2, 1, 64, 128), (3, 5, 5, 7, 9), (21, 4, 1, 33, 18)])
+def test_masked_linear(shape, statistic, dtype):
+    tangents, slope, weight = oc.linear_inputs(shape, dtype)
+    args = (tangents, slope, weight, statistic)
+    (out, stat), stats = check(linear.launch_masked_linear, linear_reference.masked_linear, (*args, True), dtype)
+    (empty, same), diagonal_stats = check(
+        linear.launch_masked_linear, linear_reference.masked_linear, (*args, False), dtype
+    )
+    assert empty.numel() == 0 and torch.equal(stat, same)
+    backward_args = (cotangent(out), cotangent(stat), out, tangents, slope, weight, statistic, True, True)
+    (d_tangents, *_), backward = check(
+        linear.launch_masked_linear_backward, linear_reference.masked_linear_backward, backward_args, dtype
+    )
+    if min(shape[3:]) % 64:
+        return
+    assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents")
+    # Where a sample's directions fall into several tiles of rows, each writes a statistic of its own.
+    slots = linear._slots(shape[0], linear.blocks(dtype)["BLOCK_R"]) if shape[0] not in (1, 4) else 1
+    read = size(tangents, slope, weight) + slots * size(stat)
+    assert_moves(stats, read + size(out))
+    assert_moves(diagonal_stats, read)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("shape", [(2, 2, 128, 64), (3, 1, 64, 128), (2, 2, 37, 70), (1, 1, 5, 3)])
+def test_gram_linear(shape, store, dtype):
+    matrix, slope, weight = oc.gram_inputs(shape, dtype)
+    args = (matrix, slope, weight, store)
+    (out, diagonal), stats = check(gram.launch_gram_linear, gram_reference.gram_linear, args, dtype)
+    assert not store or torch.equal(out, out.mT)
+    d_out = cotangent(out) if store else None
+    backward_args = (d_out, cotangent(diagonal), matrix, slope, weight, True, True, True)
+    gradients, backward = check(gram.launch_gram_linear_backward, gram_reference.gram_linear_backward, backward_args, dtype)
+    assert torch.equal(gradients[0], gradients[0].mT)
+    if max(shape[2:]) % 64:
+        return
+    assert_coalesced([*stats, *backward], "p_gram", "p_out", "p_left", "p_d_out", "p_d_gram")
+    tiles = -(-shape[2] // gram.blocks(dtype)["BLOCK"])
+    # W D G D is written by one kernel and read by the next, as are W and W^T.
+    left = 2 * slope.shape[0] * weight.numel() * weight.element_size() + size(weight)
+    scratch = left if store else (tiles - 1) * size(diagonal)
+    assert_moves(stats, size(matrix, slope, weight, out, diagonal) + scratch)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float64, torch.float32)])
+@pytest.mark.parametrize("shape", [(2, (5, 2048, 1)), (1, (1,)), (2, (0, 7, 0, 3)), (2, (1024, 1025))])
+def test_margin_reduce(shape, dtypes):
+    distances, norms = oc.layer_inputs(shape, *dtypes)
+    found, stats = run(margin.launch_margin_reduce, distances, norms, reachable=(*distances, *norms))
+    for a, b in zip(found, margin_reference.margin_reduce(distances, norms), strict=True):
+        assert torch.equal(a, b)
+    layers = [t for (_, name), t in stats[0].traffic.items() if name.startswith("reachable")]
+    assert 32 * sum(t.sectors for t in layers) <= 1.05 * size(*distances, *norms) + 64 * 2 * len(distances) * shape[0]
+    found, _ = run(margin.launch_smallest_bounds, distances, norms, 3, reachable=(*distances, *norms))
+    for a, b in zip(found, margin_reference.smallest_bounds(distances, norms, 3), strict=True):
+        assert torch.equal(a, b)
