@@ -13,14 +13,6 @@ using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using Tensors = std::vector<Tensor>;
 
-void run(const DenseChain<float>& chain, const GramNorms<float>& task, int64_t begin, int64_t end) {
-  kernels().gram_norms_float(chain, task, begin, end);
-}
-
-void run(const DenseChain<double>& chain, const GramNorms<double>& task, int64_t begin, int64_t end) {
-  kernels().gram_norms_double(chain, task, begin, end);
-}
-
 template <class T>
 Tensor with_padded_rows(const Tensor& matrix) {
   Tensor out = new_zeros(matrix, {matrix.size(0), padded<T>(matrix.size(1))});
@@ -112,6 +104,7 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
                            weight.data(),  weight_transposed.data(), chain.total ? cross.data() : nullptr,
                            slope.data(),   slopes_need_gradient};
 
+  const auto kernel = kernels<T>().gram_norms;
   const auto work = [&](int64_t thread) {
     GramNorms<T> task{chain.row(), norms, upstream, nullptr, nullptr, nullptr, nullptr};
     std::vector<T*> weight_gradient{nullptr}, cross_gradient{nullptr}, slope_gradient;
@@ -125,7 +118,7 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
       task.cross_gradient = cross_gradient.data();
       task.slope_gradient = slope_gradient.data();
     }
-    run(view, task, chain.batch * thread / threads, chain.batch * (thread + 1) / threads);
+    kernel(view, task, chain.batch * thread / threads, chain.batch * (thread + 1) / threads);
   };
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) work(thread);

@@ -8,32 +8,32 @@
 
 namespace llr_fast {
 
-static const Kernels& choose() {
+static const InstructionSet& choose() {
   const char* name = std::getenv("LLR_FAST_ISA");
   const std::string isa = name ? name : "";
-#if defined(__x86_64__)
+#if defined(X86_KERNELS)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && (isa.empty() || isa == "avx512")) return avx512_kernels;
-  if (avx2 && (isa.empty() || isa == "avx2")) return avx2_kernels;
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (has_avx512 && (isa.empty() || isa == "avx512")) return avx512;
+  if (has_avx2 && (isa.empty() || isa == "avx2")) return avx2;
 #endif
-  if (isa.empty() || isa == "generic") return generic_kernels;
+  if (isa.empty() || isa == "generic") return generic;
   throw std::runtime_error("LLR_FAST_ISA=" + isa + ": this machine runs no such kernels");
 }
 
-const Kernels& kernels() {
-  static const Kernels& chosen = choose();
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = choose();
   return chosen;
 }
 
-static std::string instruction_set() { return kernels().isa; }
+static std::string instruction_set_name() { return instruction_set().name; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(llr_fast_native, m) { m.def("instruction_set() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(llr_fast_native, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("instruction_set", TORCH_BOX(&instruction_set_name));
 }
 
 }  // namespace llr_fast

@@ -2,6 +2,11 @@
 #pragma once
 #include <cstdint>
 
+// Clang knows neither the target pragma nor the shuffles that these need, and gets the generic kernels.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define X86_KERNELS
+#endif
+
 namespace llr_fast {
 
 // Rows of shared matrices start on cache lines and may be read and written to the end of their last one.
@@ -64,32 +69,42 @@ struct TangentGradients {
 // Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
 constexpr int64_t kTangentBlock = 2048;
 
+template <class T>
 struct Kernels {
-  const char* isa;
-  void (*gram_norms_float)(const DenseChain<float>&, const GramNorms<float>&, int64_t begin, int64_t end);
-  void (*gram_norms_double)(const DenseChain<double>&, const GramNorms<double>&, int64_t begin, int64_t end);
-  void (*tangent_activation_float)(const Tangents<float>&, float* out, float* stat, int64_t begin, int64_t end);
-  void (*tangent_activation_double)(const Tangents<double>&, double* out, double* stat, int64_t begin, int64_t end);
+  void (*gram_norms)(const DenseChain<T>&, const GramNorms<T>&, int64_t first_sample, int64_t last_sample);
+  void (*tangent_activation)(const Tangents<T>&, T* out, T* stat, int64_t first_item, int64_t last_item);
+  void (*tangent_activation_backward)(const Tangents<T>&, const TangentGradients<T>&, int64_t first_item,
+                                      int64_t last_item);
   // Adds values [K, n] to a statistic of n neurons.
-  void (*measure_float)(const float* values, int64_t K, int64_t n, Statistic, float* stat, int64_t begin, int64_t end);
-  void (*measure_double)(const double* values, int64_t K, int64_t n, Statistic, double* stat, int64_t begin,
-                         int64_t end);
-  void (*tangent_activation_backward_float)(const Tangents<float>&, const TangentGradients<float>&, int64_t begin,
-                                            int64_t end);
-  void (*tangent_activation_backward_double)(const Tangents<double>&, const TangentGradients<double>&, int64_t begin,
-                                             int64_t end);
+  void (*measure)(const T* values, int64_t K, int64_t n, Statistic, T* stat, int64_t first_neuron, int64_t last_neuron);
   // Ratios of distances to norms, for the smallest of them.
-  void (*margin_ratios_float)(const float* distance, const float* norm, int64_t n, float* ratio);
-  void (*margin_ratios_double)(const double* distance, const double* norm, int64_t n, double* ratio);
-  void (*margin_ratios_mixed)(const double* distance, const float* norm, int64_t n, double* ratio);
+  void (*margin_ratios)(const T* distance, const T* norm, int64_t n, T* ratio);
+  void (*margin_ratios_by_float)(const T* distance, const float* norm, int64_t n, T* ratio);
 };
 
-extern const Kernels generic_kernels;
-#if defined(__x86_64__)
-extern const Kernels avx2_kernels, avx512_kernels;
+struct InstructionSet {
+  const char* name;
+  Kernels<float> of_float;
+  Kernels<double> of_double;
+};
+
+extern const InstructionSet generic;
+#if defined(X86_KERNELS)
+extern const InstructionSet avx2, avx512;
 #endif
 
-// The widest that this machine runs, or those that the environment variable LLR_FAST_ISA names.
-const Kernels& kernels();
+// The widest that this machine runs, or the one that the environment variable LLR_FAST_ISA names.
+const InstructionSet& instruction_set();
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels() {
+  return instruction_set().of_float;
+}
+template <>
+inline const Kernels<double>& kernels() {
+  return instruction_set().of_double;
+}
 
 }  // namespace llr_fast

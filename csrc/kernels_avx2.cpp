@@ -1,13 +1,13 @@
-#if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernel_headers.h"
+
+#if defined(X86_KERNELS)
+#include <immintrin.h>
 
 // After the headers, whose inline functions other files use too.
 #pragma GCC target("avx2,fma")
 
-#define ISA "avx2"
-#define ISA_NAMESPACE avx2
+#define ISA avx2
+#define ISA_NAME "avx2"
 #define KERNELS avx2_kernels
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6

@@ -1,13 +1,13 @@
-#if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernel_headers.h"
+
+#if defined(X86_KERNELS)
+#include <immintrin.h>
 
 // After the headers, whose inline functions other files use too.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
 
-#define ISA "avx512"
-#define ISA_NAMESPACE avx512
+#define ISA avx512
+#define ISA_NAME "avx512"
 #define KERNELS avx512_kernels
 #define VECTOR_BYTES 64
 #define TILE_ROWS 8

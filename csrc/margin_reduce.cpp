@@ -11,18 +11,6 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-void ratios(const float* distance, const float* norm, int64_t n, float* out) {
-  kernels().margin_ratios_float(distance, norm, n, out);
-}
-
-void ratios(const double* distance, const double* norm, int64_t n, double* out) {
-  kernels().margin_ratios_double(distance, norm, n, out);
-}
-
-void ratios(const double* distance, const float* norm, int64_t n, double* out) {
-  kernels().margin_ratios_mixed(distance, norm, n, out);
-}
-
 template <class T>
 struct Bound {
   T ratio;
@@ -71,8 +59,9 @@ struct Piece {
   int64_t layer, first, count;
 };
 
-template <class D, class N, class T>
-std::tuple<Tensor, Tensor, Tensor> smallest(const Tensors& distances, const Tensors& norms, int64_t count) {
+template <class T, class N>
+std::tuple<Tensor, Tensor, Tensor> smallest(const Tensors& distances, const Tensors& norms, int64_t count,
+                                            void (*kernel)(const T*, const N*, int64_t, T*)) {
   constexpr int64_t block = 1024, most = 1 << 16;
   const int64_t batch = distances[0].size(0);
   std::vector<Piece> pieces;
@@ -87,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> smallest(const Tensors& distances, const Tens
       const int64_t offset = item / pieces.size() * distances[layer].size(1);
       for (int64_t first = start; first < start + size; first += block) {
         const int64_t n = std::min(block, start + size - first);
-        ratios(data<D>(distances[layer]) + offset + first, data<N>(norms[layer]) + offset + first, n, ratio);
+        kernel(data<T>(distances[layer]) + offset + first, data<N>(norms[layer]) + offset + first, n, ratio);
         found[item].add(ratio, n, layer, first);
       }
     }
@@ -128,10 +117,10 @@ std::tuple<Tensor, Tensor, Tensor> bounds(Tensors distances, Tensors norms, int6
         torch::stable::contiguous(torch::stable::to(distance, double_ratios ? ScalarType::Double : ScalarType::Float));
     norm = torch::stable::contiguous(torch::stable::to(norm, by_double ? ScalarType::Double : ScalarType::Float));
   }
-  const auto compute = by_double       ? smallest<double, double, double>
-                       : double_ratios ? smallest<double, float, double>
-                                       : smallest<float, float, float>;
-  const auto [value, layer, neuron] = compute(distances, norms, count);
+  const auto [value, layer, neuron] = by_double ? smallest(distances, norms, count, kernels<double>().margin_ratios)
+                                      : double_ratios
+                                          ? smallest(distances, norms, count, kernels<double>().margin_ratios_by_float)
+                                          : smallest(distances, norms, count, kernels<float>().margin_ratios);
   return {torch::stable::to(value, dtype), layer, neuron};
 }
 

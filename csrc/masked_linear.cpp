@@ -14,14 +14,18 @@ using torch::stable::new_zeros;
 using torch::stable::to;
 using torch::stable::view;
 
+template <class T>
 void measure(const Tensor& values, Statistic statistic, const Tensor& stat) {
+  const auto kernel = kernels<T>().measure;
   const int64_t K = values.size(0), n = stat.numel();
   torch::stable::parallel_for(0, n, kTangentBlock, [&](int64_t begin, int64_t end) {
-    if (stat.scalar_type() == ScalarType::Double)
-      kernels().measure_double(data<double>(values), K, n, statistic, mutable_data<double>(stat), begin, end);
-    else
-      kernels().measure_float(data<float>(values), K, n, statistic, mutable_data<float>(stat), begin, end);
+    kernel(data<T>(values), K, n, statistic, mutable_data<T>(stat), begin, end);
   });
+}
+
+// Adds values [K, B, n] to their statistic [B, n].
+void measure(const Tensor& values, Statistic statistic, const Tensor& stat) {
+  (stat.scalar_type() == ScalarType::Double ? measure<double> : measure<float>)(values, statistic, stat);
 }
 
 struct Arguments {

@@ -26,30 +26,15 @@ Tangents<T> view(const Tensor& tangents, const Tensor& slope, Statistic statisti
 
 int64_t items(int64_t rows, int64_t n) { return rows * ((n + kTangentBlock - 1) / kTangentBlock); }
 
-void run(const Tangents<float>& t, float* out, float* stat, int64_t begin, int64_t end) {
-  kernels().tangent_activation_float(t, out, stat, begin, end);
-}
-
-void run(const Tangents<double>& t, double* out, double* stat, int64_t begin, int64_t end) {
-  kernels().tangent_activation_double(t, out, stat, begin, end);
-}
-
-void run(const Tangents<float>& t, const TangentGradients<float>& g, int64_t begin, int64_t end) {
-  kernels().tangent_activation_backward_float(t, g, begin, end);
-}
-
-void run(const Tangents<double>& t, const TangentGradients<double>& g, int64_t begin, int64_t end) {
-  kernels().tangent_activation_backward_double(t, g, begin, end);
-}
-
 template <class T>
 std::tuple<Tensor, Tensor> forward(const Tensor& tangents, const Tensor& slope, Statistic statistic) {
   const Tensor out = new_output(slope, {tangents.size(0), slope.size(0), slope.size(1)});
   const Tensor stat = new_empty(slope, {slope.size(0), slope.size(1)});
   auto t = view<T>(tangents, slope, statistic);
   t.past_cache = out.numel() * sizeof(T) > kLargeBytes;
+  const auto kernel = kernels<T>().tangent_activation;
   torch::stable::parallel_for(0, items(t.B, t.n), 1, [&](int64_t begin, int64_t end) {
-    run(t, mutable_data<T>(out), mutable_data<T>(stat), begin, end);
+    kernel(t, mutable_data<T>(out), mutable_data<T>(stat), begin, end);
   });
   return {out, stat};
 }
@@ -68,8 +53,9 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& d_out, const st
                                       mutable_data<T>(d_tangents),
                                       needs_slope ? mutable_data<T>(d_slope) : nullptr,
                                       rows < slope.size(0)};
+  const auto kernel = kernels<T>().tangent_activation_backward;
   torch::stable::parallel_for(0, items(gradients.summed ? 1 : t.B, t.n), 1,
-                              [&](int64_t begin, int64_t end) { run(t, gradients, begin, end); });
+                              [&](int64_t begin, int64_t end) { kernel(t, gradients, begin, end); });
   return {d_tangents, d_slope};
 }
 

@@ -15,6 +15,7 @@ from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
 
 MEMORY_BUDGET = 2**29  # bytes that one evaluation's tangents may take; larger work is cut into chunks
+CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
 
 
 def check(model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
@@ -91,9 +92,13 @@ def chain(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Gram | None:
     return gram.last() if gram.is_chain() else None
 
 
-def gradient_norms(model: nn.Module, x: Tensor, layers: list[Layer], q: float, dtype: torch.dtype) -> list[Tensor]:
-    """For each of the layers found at x the exact l_q norms [B, n] of its neurons' gradients."""
-    gram = chain(model, x, dtype) if q == 2 else None
+def gradient_norms(
+    model: nn.Module, x: Tensor, layers: list[Layer], q: float, dtype: torch.dtype, gram: Gram | None
+) -> list[Tensor]:
+    """For each of the layers found at x the exact l_q norms [B, n] of its neurons' gradients.
+
+    From the Gram matrices of a chain where they are given, which is for q = 2, else from all input axes.
+    """
     if gram is not None:
         return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
     tangents = tangent_dtype(model, x)
@@ -102,13 +107,14 @@ def gradient_norms(model: nn.Module, x: Tensor, layers: list[Layer], q: float, d
 
 
 def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
-    """How many samples keep the values and tangents of all neurons within the budget."""
+    """How many samples to work on at a time: their values and tangents stay within both budgets."""
     if x.size(0) == 1:
         return 1
     count = _Count(model, certificate=True, declared=x.dtype)
     linearize(model, x.detach().to(dtype), Values(), count)
     bytes_per_neuron = 64  # value, piece, slope, tangent and bound of each neuron, and what sorting takes
-    return max(1, MEMORY_BUDGET * x.size(0) // (max(1, count.neurons) * bytes_per_neuron))
+    samples = min(MEMORY_BUDGET, CACHE_BUDGET) * x.size(0) // (max(1, count.neurons) * bytes_per_neuron)
+    return max(1, samples)
 
 
 class _Count(Evaluation):

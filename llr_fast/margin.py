@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from llr_fast import certify, cost, norms, search
 from llr_fast.checks import check_choice, check_range
+from llr_fast.gram import Gram
 
+ROUNDING = 1e-3  # relative error, at most, of float32 norms from sums over all axes or Gram matrices
 METHODS = ("exact", "search", "auto")
 
 
@@ -134,23 +136,24 @@ def _of_part(
     layers, q = backward.layers, norms.dual(p)
     if not layers:
         return _unbounded(x, p, dtype)
-    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(model, x, p, dtype))
+    gram = certify.chain(model, x, dtype) if p == 2 and method != "search" else None
+    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(x, gram))
     if exact:
-        bounds = search.exact_bounds(model, x, layers, q, dtype)
+        exact_norms = certify.gradient_norms(model, x, layers, q, dtype, gram)
+        bounds = [norm * (1 + ROUNDING) for norm in exact_norms]
     else:
         bounds = search.sketched_bounds(model, x, layers, q, failure_probability, dtype, generator)
-    found = search.verify(backward, bounds, q)
+    found = search.verify(model, x, backward, bounds, q, dtype)
     offset = search.entries([layer.offset for layer in layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)
     names = [layer.name for layer in layers]
     return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
 
 
-def _exact_is_cheaper(model: nn.Module, x: Tensor, p: float, dtype: torch.dtype) -> bool:
+def _exact_is_cheaper(x: Tensor, gram: Gram | None) -> bool:
     if x[0].numel() <= cost.SEARCH_PASSES:
         return True
-    chain = certify.chain(model, x, dtype) if p == 2 else None
-    return chain is not None and cost.gram(chain.weights) <= cost.SEARCH_PASSES * cost.forward(chain.weights)
+    return gram is not None and cost.gram(gram.weights) <= cost.SEARCH_PASSES * cost.forward(gram.weights)
 
 
 def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:

@@ -54,7 +54,8 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
     check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
     layers = certify.values(model, x, torch.float64)
-    measured = certify.gradient_norms(model, x, layers, q, torch.float64)
+    gram = certify.chain(model, x, torch.float64) if q == 2 else None
+    measured = certify.gradient_norms(model, x, layers, q, torch.float64, gram)
     return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(layers, measured, strict=True)]
 
 

@@ -15,7 +15,7 @@ from llr_fast.ops import smallest_bounds
 
 DIRECTIONS = 20  # of the sketch: its bounds are then 8 to 10 times the true norms at a failure probability of 1e-10
 CANDIDATES = 64  # neurons that are sorted at a time
-ROUNDING = 1e-3  # relative error, at most, of norms computed in float32 by sums over directions or Gram matrices
+LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
 
 
 @dataclass
@@ -26,11 +26,6 @@ class Nearest:
     layer: Tensor
     neuron: Tensor
     gradient: Tensor
-
-
-def exact_bounds(model: nn.Module, x: Tensor, layers: list[Layer], q: float, dtype: torch.dtype) -> list[Tensor]:
-    """For each layer the norms [B, n] of its neurons' gradients, but for rounding."""
-    return [norm * (1 + ROUNDING) for norm in certify.gradient_norms(model, x, layers, q, dtype)]
 
 
 def sketched_bounds(
@@ -51,22 +46,29 @@ def sketched_bounds(
     return [sketch.upper_bound(statistic, q, DIRECTIONS, per_neuron) for statistic in statistics]
 
 
-def verify(backward: certify.Backward, bounds: list[Tensor], q: float) -> Nearest:
+def verify(
+    model: nn.Module, x: Tensor, backward: certify.Backward, bounds: list[Tensor], q: float, dtype: torch.dtype
+) -> Nearest:
     """Exact ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
-    In each pass every sample back-propagates its own next neuron.
+    In each pass every undecided sample back-propagates its own next neuron.
     """
     distances = [layer.distance for layer in backward.layers]
-    best = _nothing(backward.direction[0], distances[0])
+    best = _nothing(x.to(backward.direction.dtype), distances[0])
+    rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
-        bound, layer, neuron = (found.t().contiguous() for found in smallest_bounds(distances, bounds, CANDIDATES))
+        bound, layer, neuron = (found.t() for found in smallest_bounds(distances, bounds, CANDIDATES))
         for lower, at_layer, at_neuron in zip(bound, layer, neuron, strict=True):
-            if not (lower < best.value).any():
+            undecided = (lower < best.value).nonzero().squeeze(1)
+            if not undecided.numel():
                 return best
-            gradient = backward.gradient(at_layer, at_neuron)
+            if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
+                rows, backward = undecided, certify.Backward(model, x[undecided], dtype)
+            gradient = backward.gradient(at_layer[rows], at_neuron[rows])
             norm = norms.norm(gradient, q).to(best.value.dtype)
-            ratio = (entries(distances, at_layer, at_neuron) / norm).masked_fill(norm == 0, math.inf)
-            _keep_smaller(best, Nearest(ratio, at_layer, at_neuron, gradient))
+            ratio = entries(distances, at_layer, at_neuron)[rows] / norm
+            found = Nearest(ratio.masked_fill(norm == 0, math.inf), at_layer[rows], at_neuron[rows], gradient)
+            _keep_smaller(best, rows, found)
         bounds = [_without(bound, layer == index, neuron) for index, bound in enumerate(bounds)]
 
 
@@ -81,16 +83,16 @@ def entries(parts: list[Tensor], layer: Tensor, neuron: Tensor) -> Tensor:
 
 def _nothing(x: Tensor, like: Tensor) -> Nearest:
     value = torch.full_like(like[:, 0], math.inf)
-    none = torch.full_like(value, -1, dtype=torch.long)
-    return Nearest(value, none, none, torch.zeros_like(x))
+    layer, neuron = (torch.full_like(value, -1, dtype=torch.long) for _ in range(2))
+    return Nearest(value, layer, neuron, torch.zeros_like(x))
 
 
-def _keep_smaller(best: Nearest, found: Nearest) -> None:
-    smaller = found.value < best.value
-    best.value = torch.where(smaller, found.value, best.value)
-    best.layer = torch.where(smaller, found.layer, best.layer)
-    best.neuron = torch.where(smaller, found.neuron, best.neuron)
-    best.gradient = torch.where(smaller.view(-1, *[1] * (best.gradient.dim() - 1)), found.gradient, best.gradient)
+def _keep_smaller(best: Nearest, rows: Tensor, found: Nearest) -> None:
+    """Takes over what was found for the samples `rows` where it is nearer."""
+    nearer = found.value < best.value[rows]
+    rows = rows[nearer]
+    best.value[rows], best.gradient[rows] = found.value[nearer], found.gradient[nearer]
+    best.layer[rows], best.neuron[rows] = found.layer[nearer], found.neuron[nearer]
 
 
 def _without(bound: Tensor, here: Tensor, neuron: Tensor) -> Tensor:

@@ -25,6 +25,16 @@ from llr_fast.ops.tangent_activation import triton as tangent
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
+def aligned_and_odd(aligned, odd):
+    """Pairs of a shape and a type: every type for aligned shapes, the types in turn for the others."""
+    return [(s, d) for s in aligned for d in DTYPES] + [(s, DTYPES[i % 3]) for i, s in enumerate(odd)]
+
+
+def with_statistics(pairs):
+    """The statistics in turn."""
+    return [(shape, oc.STATISTICS[(i + i // 3) % 3], dtype) for i, (shape, dtype) in enumerate(pairs)]
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -71,9 +81,10 @@ def assert_coalesced(stats, *names):
         assert all(t.conflict_degree <= 2 for t in s.shared.values()), s.report()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("statistic", oc.STATISTICS)
-@pytest.mark.parametrize("shape", [(5, 4, 4, 64), (20, 3, 1, 128), (3, 5, 5, 7), (19, 3, 1, 37), (1, 1, 1, 1)])
+TANGENTS = aligned_and_odd([(5, 4, 4, 64), (20, 3, 1, 128), (1, 64, 64, 64)], [(3, 5, 5, 7), (19, 3, 1, 37), (1, 1, 1, 1)])
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", with_statistics(TANGENTS))
 def test_tangent_activation(shape, statistic, dtype):
     tangents, slope = oc.tangent_inputs(shape, dtype)
     (out, stat), stats = check(
@@ -86,7 +97,7 @@ def test_tangent_activation(shape, statistic, dtype):
     if shape[-1] % 64:
         return
     assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents")
-    is_shared = shape[2] == 1
+    is_shared = shape[2] < shape[1]
     assert_moves(stats, size(tangents, slope, out, stat), "sectors" if not is_shared else "unique_sectors")
     if is_shared:  # two kernels, of which the second serves the gradient by slope
         backward = backward[:1]
@@ -94,9 +105,12 @@ def test_tangent_activation(shape, statistic, dtype):
     assert_moves(backward, size(*args[:5], *gradients) + first_index)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("statistic", oc.STATISTICS)
-@pytest.mark.parametrize("shape", [(4, 32, 32, 64, 64), (1, 64, 64, 64, 64), (66, 2, 1, 64, 128), (3, 5, 5, 7, 9), (21, 4, 1, 33, 18)])
+PRODUCTS = aligned_and_odd(
+    [(4, 32, 32, 64, 64), (1, 64, 64, 64, 64), (66, 2, 1, 64, 128)], [(3, 5, 5, 7, 9), (21, 4, 1, 33, 18)]
+)
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", with_statistics(PRODUCTS))
 def test_masked_linear(shape, statistic, dtype):
     tangents, slope, weight = oc.linear_inputs(shape, dtype)
     args = (tangents, slope, weight, statistic)
@@ -119,10 +133,12 @@ def test_masked_linear(shape, statistic, dtype):
     assert_moves(diagonal_stats, read)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])
+
+
 @pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("shape", [(2, 2, 128, 64), (3, 1, 64, 128), (2, 2, 37, 70), (1, 1, 5, 3)])
-def test_gram_linear(shape, store, dtype):
+@pytest.mark.parametrize("shape,dtype", GRAMS)
+def test_gram_linear(shape, dtype, store):
     matrix, slope, weight = oc.gram_inputs(shape, dtype)
     args = (matrix, slope, weight, store)
     (out, diagonal), stats = check(gram.launch_gram_linear, gram_reference.gram_linear, args, dtype)
@@ -142,14 +158,15 @@ def test_gram_linear(shape, store, dtype):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float64, torch.float32)])
-@pytest.mark.parametrize("shape", [(2, (5, 2048, 1)), (1, (1,)), (2, (0, 7, 0, 3)), (2, (1024, 1025))])
+@pytest.mark.parametrize("shape", [(2, (1024, 2048)), (2, (5, 2048, 1)), (1, (1,)), (2, (0, 7, 0, 3))])
 def test_margin_reduce(shape, dtypes):
     distances, norms = oc.layer_inputs(shape, *dtypes)
     found, stats = run(margin.launch_margin_reduce, distances, norms, reachable=(*distances, *norms))
     for a, b in zip(found, margin_reference.margin_reduce(distances, norms), strict=True):
         assert torch.equal(a, b)
-    layers = [t for (_, name), t in stats[0].traffic.items() if name.startswith("reachable")]
-    assert 32 * sum(t.sectors for t in layers) <= 1.05 * size(*distances, *norms) + 64 * 2 * len(distances) * shape[0]
+    if shape[1][0] >= 64:
+        layers = [t for (_, name), t in stats[0].traffic.items() if name.startswith("reachable")]
+        assert 32 * sum(t.sectors for t in layers) <= 1.05 * size(*distances, *norms)
     found, _ = run(margin.launch_smallest_bounds, distances, norms, 3, reachable=(*distances, *norms))
     for a, b in zip(found, margin_reference.smallest_bounds(distances, norms, 3), strict=True):
         assert torch.equal(a, b)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..arguments import accumulation_dtype
 from ..masked_linear.triton import dot_type, load_wide
+from ..tangent_activation.triton import rounded
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def gram_linear_left_kernel(
     if p_left is not None:
         tl.store(p_left + ((o_b * O + o_o) * n)[:, None] + o_j[None, :], b_left, mask=m_tile)
     else:
-        b_product = b_left * load_wide(p_weights + o_j[None, :], m_tile, b_left)
+        b_product = rounded(b_left * load_wide(p_weights + o_j[None, :], m_tile, b_left), m_tile)
         tl.store(p_diagonal + (tl.cast(tile_j, tl.int64) * B + o_b) * O + o_o, tl.sum(b_product, 1), mask=m_o)
 
 
@@ -195,7 +196,8 @@ def gram_linear_backward_weight_kernel(
             )
         if p_d_slope is not None:
             b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_d_masked)
-            tl.store(p_d_slope + (tile_o * B + o_b) * n + o_i, tl.sum(b_d_masked * b_weight, 0), mask=m_i)
+            b_d_slope = tl.sum(rounded(b_d_masked * b_weight, m_tile), 0)
+            tl.store(p_d_slope + (tile_o * B + o_b) * n + o_i, b_d_slope, mask=m_i)
         b_d_weight += b_d_masked * load_wide(p_slope + o_b * n + o_i, m_i, b_d_masked)[None, :]
     tl.store(p_d_weight + ((part * O + o_o) * n)[:, None] + o_i[None, :], b_d_weight, mask=m_tile)
 

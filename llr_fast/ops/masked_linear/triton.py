@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import accumulation_dtype
-from ..tangent_activation.triton import gather_statistic, measure, reduce_statistic, sign
+from ..tangent_activation.triton import measure, reduce_statistic, rounded, sign
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def store_by_sample(p_sums, b_value, o_b, tile, K, B, o_column, columns, STATIST
     first = tile * rows
     for b in range(first // K, (tl.minimum(first + rows, K * B) - 1) // K + 1):
         slot = tile - b * K // rows
-        b_sum = reduce_statistic(tl.where((o_b == b)[:, None], b_value, 0.0), 0, STATISTIC)
+        b_sum = reduce_statistic(rounded(b_value, (o_b == b)[:, None]), 0, STATISTIC)
         tl.store(p_sums + (slot * B + b) * columns + o_column, b_sum, mask=o_column < columns)
 
 
@@ -80,9 +80,7 @@ def masked_linear_kernel(
         b_out = tl.dot(b_masked.to(DOT), b_weight.to(DOT), b_out, input_precision="ieee", out_dtype=b_out.dtype)
     if p_out is not None:
         tl.store(p_out + ((o_k * samples + o_b) * O)[:, None] + o_o[None, :], b_out, mask=m_row[:, None] & m_o[None, :])
-    # The choice keeps the compiler from fusing square and sum into one instruction: threads that hold the same sum
-    # would round it differently, and which of them stores it is left to chance.
-    b_measure = tl.where(m_row[:, None], measure(b_out, STATISTIC), 0.0)
+    b_measure = rounded(measure(b_out, STATISTIC), m_row[:, None])
     if GROUP == 0:
         store_by_sample(p_stat, b_measure, o_b, tile, K, samples, o_o, O, STATISTIC)
     else:
@@ -255,7 +253,9 @@ def launch_masked_linear_backward(
     d_out, d_stat = (None if d is None else d.contiguous() for d in (d_out, d_stat))
     if d_stat is not None and out is None:
         out, _ = launch_masked_linear(tangents, slope, weight, statistic, True)
-    first = out.abs().argmax(0) if d_stat is not None and statistic == "max_abs" else None
+    # Indices as wide as the numbers, but for half ones: the tile's layout in registers then suits both.
+    index = torch.int64 if tangents.dtype == torch.float64 else torch.int32
+    first = out.abs().argmax(0).to(index) if d_stat is not None and statistic == "max_abs" else None
     gradient = (d_out, d_stat, None if d_stat is None else out, first)
     sizes = (K, B, I, O, stride_k, stride_b)
     fixed = {"STATISTIC": statistic, "DOT": dot_type(tangents.dtype)}

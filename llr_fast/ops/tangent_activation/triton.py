@@ -33,6 +33,16 @@ def reduce_statistic(b_stat, axis: tl.constexpr, STATISTIC: tl.constexpr):
 
 
 @triton.jit
+def rounded(b_product, m_tile):
+    """A product that is rounded before it is summed.
+
+    Without the choice the compiler fuses it with the first addition. Threads that hold copies of a sum then round
+    different terms of it, and their sums differ in the last bit; which one is stored is left to chance.
+    """
+    return tl.where(m_tile, b_product, 0.0)
+
+
+@triton.jit
 def sign(b_value):
     return (b_value > 0).to(b_value.dtype) - (b_value < 0).to(b_value.dtype)
 
@@ -151,11 +161,10 @@ def tangent_activation_shared_backward_kernel(
     tl.store(p_d_tangents + o_tile, b_sum, mask=m_tile)
 
 
-def blocks(directions: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
+def blocks(directions: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile of [BLOCK_K, BLOCK_N] with rows of whole 128-byte lines; wide where there are few directions."""
-    block_k = min(triton.next_power_of_2(directions), 16)
-    widest = (4096 if dtype.itemsize == 2 else 2048) // block_k
-    return {"BLOCK_K": block_k, "BLOCK_N": max(32, min(triton.next_power_of_2(columns), widest)), "num_warps": 4}
+    block_k = 1 if directions == 1 else 4 if directions <= 4 else 16
+    return {"BLOCK_K": block_k, "BLOCK_N": (4096 if dtype.itemsize == 2 else 2048) // block_k, "num_warps": 4}
 
 
 def _layout(tangents: Tensor, slope: Tensor) -> tuple[Tensor, int, int]:
@@ -172,8 +181,8 @@ def launch_tangent_activation(tangents: Tensor, slope: Tensor, statistic: str) -
     stat = slope.new_empty(slope.shape, dtype=accumulation_dtype(tangents.dtype))
     if slope.numel() == 0:
         return out, stat
-    meta = blocks(K, n, tangents.dtype)
-    block_b = min(triton.next_power_of_2(B), 8)
+    meta = blocks(K, tangents.dtype)
+    block_b = 1 if B == 1 else 8
     grid = (triton.cdiv(n, meta["BLOCK_N"]) * triton.cdiv(B, block_b),)
     tangent_activation_kernel[grid](
         rows, slope.contiguous(), out, stat, K, B, n, STATISTIC=statistic, BLOCK_B=block_b, **meta
@@ -198,12 +207,12 @@ def launch_tangent_activation_backward(
     d_slope = slope.new_empty(slope.shape if needs_slope else 0)
     if slope.numel() == 0:
         return d_tangents.zero_(), d_slope
-    meta = blocks(K, n, tangents.dtype)
+    meta = blocks(K, tangents.dtype)
     tiles = triton.cdiv(n, meta["BLOCK_N"])
     is_summed = tangents.shape[1] < slope.shape[0]
     if is_summed:
         d_total = None if d_stat is None else d_stat.sum(0)
-        first = rows.abs().argmax(0) if statistic == "max_abs" else None
+        first = rows.abs().argmax(0).int() if statistic == "max_abs" else None
         tangent_activation_shared_backward_kernel[(triton.cdiv(K, meta["BLOCK_K"]) * tiles,)](
             d_out, d_total, rows, slope, first, d_tangents, K, B, n, STATISTIC=statistic, **meta
         )

@@ -1,0 +1,97 @@
+"""Every configuration that the launchers can choose, compiled for every target: no spills, no local memory, fits the chip."""
+
+import multiprocessing
+import os
+
+import pytest
+import torch
+from ops import operator_cases as oc
+
+pytest.importorskip("triton")
+from benches import offline
+
+from llr_fast.ops.gram_linear import triton as gram
+from llr_fast.ops.margin_reduce import triton as margin
+from llr_fast.ops.masked_linear import triton as linear
+from llr_fast.ops.tangent_activation import triton as tangent
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+# What the pickers distinguish: one direction, up to four, more; tangents of each sample, or the batch's.
+TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16) for shared in (1, 16)]
+PRODUCTS = [(1, 16, 16, 64, 64), (4, 16, 16, 64, 64), (16, 16, 16, 64, 64)]
+GRAMS = [(16, 16, 64, 64), (16, 1, 64, 64)]
+
+
+def configurations(dtype: torch.dtype) -> list[offline.Launch]:
+    """One launch of each kernel for each choice of its constants and of the arguments it goes without."""
+    found = {}
+
+    def act(launch):
+        present = tuple(n for n, v in launch.args.items() if v is not None)
+        found[launch.name, present, str(launch.constants), str(launch.options)] = launch
+
+    def run(module, name, *args):
+        with offline.intercepted(module.__name__.removesuffix(".triton"), act):
+            return getattr(module, f"launch_{name}")(*args)
+
+    for shape in TANGENTS:
+        t, slope = oc.tangent_inputs(shape, dtype)
+        out, stat = run(tangent, "tangent_activation", t, slope, "sum_squares")
+        run(tangent, "tangent_activation_backward", out, stat, t, slope, stat, "max_abs", True)
+    for shape in PRODUCTS:
+        args = oc.linear_inputs(shape, dtype)
+        out, stat = run(linear, "masked_linear", *args, "sum_squares", True)
+        run(linear, "masked_linear_backward", out, stat, out, *args, "max_abs", True, True)
+        run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", False, False)
+    for shape in GRAMS:
+        args = oc.gram_inputs(shape, dtype)
+        out, diagonal = run(gram, "gram_linear", *args, True)
+        run(gram, "gram_linear_backward", out, diagonal, *args, True, True, True)
+        run(gram, "gram_linear", *args, False)
+        run(gram, "gram_linear_backward", None, diagonal, *args, True, False, True)
+    layers = oc.layer_inputs((4, (64, 2048)), dtype)
+    run(margin, "margin_reduce", *layers)
+    run(margin, "smallest_bounds", *layers, 3)
+    return list(found.values())
+
+
+WORK: list[tuple[str, offline.Launch]] = []
+
+
+def _compile(index: int):
+    target, launch = WORK[index]
+    try:
+        return offline.compile_launch(launch, target)
+    except Exception as error:
+        return f"does not compile: {error}"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """target -> launches with their resources; compiled by all cores, from forks that inherit the list of work."""
+    os.environ["TRITON_CACHE_DIR"] = os.fspath(tmp_path_factory.mktemp("triton"))
+    launches = [launch for dtype in DTYPES for launch in configurations(dtype)]
+    WORK[:] = [(target, launch) for target in SHARED_BYTES for launch in launches]
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        found = pool.map(_compile, range(len(WORK)), chunksize=4)
+    return {t: [(launch, r) for (u, launch), r in zip(WORK, found, strict=True) if u == t] for t in SHARED_BYTES}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", SHARED_BYTES)
+def test_every_configuration_compiles(compiled, target):
+    faults = []
+    for launch, resources in compiled[target]:
+        fits = not isinstance(resources, str) and resources.shared <= SHARED_BYTES[target]
+        if not fits or resources.spills or resources.local:
+            types = {v.dtype for v in launch.args.values() if isinstance(v, torch.Tensor)}
+            faults.append(f"{launch.name} {types} {launch.constants} {launch.options}: {resources}")
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("target", SHARED_BYTES)
+def test_products_of_half_precision_use_matrix_instructions(compiled, target):
+    for launch, resources in compiled[target]:
+        if launch.constants.get("DOT") and "bfloat16" in str({getattr(v, "dtype", None) for v in launch.args.values()}):
+            assert resources.matrix > 0, launch.name
