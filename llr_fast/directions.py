@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.ops import tangent_activation
+from llr_fast.linearize import identity
+from llr_fast.ops import masked_linear, tangent_activation
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,15 @@ class Directions:
 
     Axes along which the tangents are known to be equal have stride 0: all samples share the directions until the
     first activation, so the first layer is computed once for the whole batch.
+
+    Between dense layers an activation's `slope` [B, n] waits for the next product, which multiplies by it and takes the
+    statistic of its result along (`measured`).
     """
 
     tangents: Tensor
+    slope: Tensor | None = None
+    statistic: str | None = None
+    measured: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -29,27 +36,34 @@ class Directions:
 
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Directions) -> Directions:
         """A function of single entries, broadcast to `shape`, such as the sum with other tangents."""
-        operands = [_compact(_with_rank(d.tangents, len(shape))) for d in (self, *others)]
+        if function is identity and tuple(shape) == tuple(self.tangents.shape[1:]):
+            return self
+        operands = [_compact(_with_rank(d._settled(), len(shape))) for d in (self, *others)]
         return Directions(function(*operands).expand(-1, *shape))
 
     def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
         """A function of tensors [B, ...] that works sample by sample: directions become part of the batch."""
-        tangents = _compact(self.tangents, dims=(1,))
+        tangents = _compact(self._settled(), dims=(1,))
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
 
     def linear(self, weight: Tensor) -> Directions:
         """The product of the last axis with `weight` [O, I]."""
-        tangents = self.tangents
-        out = F.linear(_compact(tangents, dims=range(1, tangents.dim() - 1)), weight)
-        return Directions(out.expand(*tangents.shape[:-1], -1))
+        tangents = _compact(self.tangents, dims=range(1, self.tangents.dim() - 1))
+        if self.slope is not None and self.statistic is not None and self.dtype == weight.dtype:
+            out, measured = masked_linear(tangents, self.slope, weight, self.statistic)
+            return Directions(out, measured=measured)
+        out = F.linear(_compact(self._settled(), dims=range(1, tangents.dim() - 1)), weight)
+        return Directions(out.expand(*self.tangents.shape[:-1], -1))
 
     def reshaped(self, shape: Sequence[int]) -> Directions:
-        return Directions(self.tangents.reshape(-1, *shape))
+        return (
+            self if tuple(shape) == tuple(self.tangents.shape[1:]) else Directions(self._settled().reshape(-1, *shape))
+        )
 
     def mapped(self, function: Callable[..., Any], *others: Directions) -> Any:
         """Any linear function of tensors without the axis of directions; lists and tuples of results are kept."""
-        out = torch.vmap(function)(self.tangents, *(d.tangents for d in others))
+        out = torch.vmap(function)(self._settled(), *(d._settled() for d in others))
         return Directions(out) if isinstance(out, Tensor) else [Directions(t) for t in out]
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Directions, Tensor]:
@@ -57,19 +71,39 @@ class Directions:
 
         Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents.
         """
+        tangents = self._settled()
         if statistic is None:
-            return Directions(self.tangents * slope), self.tangents
+            return Directions(tangents * slope), tangents
         if statistic == "sum_log_abs":
-            return Directions(self.tangents * slope), self.tangents.abs().log().sum(0)
-        out, measured = tangent_activation(*self._flat(slope), statistic)
-        return Directions(out.view(self.tangents.shape)), measured.view(slope.shape)
+            return Directions(tangents * slope), tangents.abs().log().sum(0)
+        if slope.dim() == 2:
+            return self._deferred(tangents, slope, statistic)
+        out, measured = tangent_activation(*_flat(tangents, slope), statistic)
+        return Directions(out.view(tangents.shape)), measured.view(slope.shape)
 
-    def _flat(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Tangents [K, 1, n] and slope [B, n] where the batch shares the tangents, else both with one row."""
-        tangents = self.tangents
-        if slope.dim() > 1 and slope.size(0) > 1 and tangents.stride(1) == 0:
-            return tangents[:, :1].flatten(2), slope.flatten(1)
-        return tangents.flatten(1).unsqueeze(1), slope.flatten().unsqueeze(0)
+    def _deferred(self, tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Directions, Tensor]:
+        measured = self.measured
+        if measured is None:
+            measured = measure(_compact(tangents, dims=(1,)), statistic).expand(slope.shape)
+        return Directions(tangents, slope, statistic), measured
+
+    def _settled(self) -> Tensor:
+        """The tangents with the slope multiplied in."""
+        return self.tangents if self.slope is None else self.tangents * self.slope
+
+
+def measure(tangents: Tensor, statistic: str) -> Tensor:
+    """The statistic of tangents [K, ...] over K."""
+    if statistic == "sum_squares":
+        return tangents.square().sum(0)
+    return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+
+
+def _flat(tangents: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangents [K, 1, n] and slope [B, n] where the batch shares the tangents, else both with one row."""
+    if slope.dim() > 1 and slope.size(0) > 1 and tangents.stride(1) == 0:
+        return tangents[:, :1].flatten(2), slope.flatten(1)
+    return tangents.flatten(1).unsqueeze(1), slope.flatten().unsqueeze(0)
 
 
 def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:

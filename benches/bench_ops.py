@@ -1,0 +1,82 @@
+"""The fused operators against the same in plain torch."""
+
+import pytest
+import torch
+
+from benches import networks
+from benches.providers import OURS, REFERENCE, check_agreement, on_reference
+from llr_fast.ops import margin_reduce, masked_linear, tangent_activation
+from llr_fast.ops.gram_norms import gram_norms
+
+pytestmark = pytest.mark.timeout(600)
+
+RESNET_STEM = (20, 1, 64 * 112 * 112)  # tangents of the first activation of ResNet-18 along 20 directions
+
+
+def tangents_through_activation(device):
+    tangents, slope = torch.randn(RESNET_STEM, device=device), _slopes(RESNET_STEM[1:], device)
+    return [tangents], lambda t: tangent_activation(t, slope, "sum_squares")
+
+
+def tangents_through_dense_layer(device):
+    tangents, slope = torch.randn(256, 8, 512, device=device), _slopes((8, 512), device)
+    weight = torch.randn(512, 512, device=device) / 16
+    return [tangents, weight], lambda t, w: masked_linear(t, slope, w, "sum_squares")
+
+
+def gram_matrices_of_chain(device):
+    model = networks.mlp(784, 300, 300, 300, 300).to(device)
+    weights = [module.weight.detach() for module in model if isinstance(module, torch.nn.Linear)]
+    slopes = [_slopes((64, 300), device) for _ in weights[1:]]
+    return weights, lambda *w: gram_norms(w, slopes)
+
+
+def smallest_ratio(device):
+    shapes = [(1, 64 * 112 * 112), (1, 64 * 56 * 56), (1, 512 * 7 * 7)]
+    distances = [torch.rand(shape, device=device, dtype=torch.float64) for shape in shapes]
+    norms = [torch.rand(shape, device=device) + 0.1 for shape in shapes]
+    return [], lambda: margin_reduce(distances, norms)
+
+
+CASES = {  # name -> the tensors that require a gradient, and the operator on them
+    "tangent_activation": tangents_through_activation,
+    "masked_linear": tangents_through_dense_layer,
+    "gram_norms": gram_matrices_of_chain,
+    "margin_reduce": smallest_ratio,
+}
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_forward(op, device, interleaved):
+    inputs, function = CASES[op](device)
+    call = torch.no_grad()(lambda: list(function(*inputs)))
+    _compare(call, interleaved, op=op, passes="forward", shapes=_sizes(inputs))
+
+
+@pytest.mark.parametrize("op", ["tangent_activation", "masked_linear", "gram_norms"])
+def test_forward_and_backward(op, device, interleaved):
+    inputs, function = CASES[op](device)
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    with torch.no_grad():
+        cotangents = [torch.randn_like(out) for out in function(*inputs)]
+
+    def call():
+        outputs = list(function(*inputs))
+        return list(torch.autograd.grad(outputs, inputs, cotangents))
+
+    _compare(call, interleaved, op=op, passes="forward + backward", shapes=_sizes(inputs))
+
+
+def _compare(call, interleaved, **about):
+    providers = {REFERENCE: on_reference(call), OURS: call}
+    check_agreement(providers, rtol=1e-5)
+    interleaved(providers, table="ops", dtype="float32", **about)
+
+
+def _slopes(shape, device):
+    """Of a ReLU, half of them 0."""
+    return torch.randint(2, shape, device=device).float()
+
+
+def _sizes(tensors):
+    return [list(tensor.shape) for tensor in tensors]
