@@ -28,7 +28,7 @@ def test_step(axis, size, device, interleaved):
     providers = {name: step(model, loss) for name, loss in roll_penalties(model, x, 100, alternatives).items()}
     check_agreement(providers, rtol=1e-3)
     providers[CROSS_ENTROPY] = step(model, cross_entropy(model, x))
-    interleaved(providers, table="growth", axis=axis, size=size, shape=list(x.shape), dtype="float32", **at)
+    interleaved(providers, table="growth", axis=axis, dtype="float32", **at)
 
 
 def _multiply_adds(model: nn.Sequential, batch: int) -> dict[str, float]:
@@ -57,4 +57,5 @@ def test_peak_memory(network, size, device, benchmark):
     names = [name for name, limit in largest.items() if size <= limit] + [CROSS_ENTROPY]
     found = {name: memory.megabytes(network, size, name, device) for name in names}
     found[OURS] = benchmark.pedantic(memory.megabytes, (network, size, OURS, device))
-    benchmark.extra_info.update(device=device, table="memory", network=network, size=size, megabytes=found)
+    shape = list(memory.build(network, size)[1].shape)
+    benchmark.extra_info.update(device=device, table="memory", network=network, shape=shape, megabytes=found)

@@ -38,45 +38,39 @@ def smallest_ratio(device):
     return [], lambda: margin_reduce(distances, norms)
 
 
-CASES = {  # name -> the tensors that require a gradient, and the operator on them
-    "tangent_activation": tangents_through_activation,
-    "masked_linear": tangents_through_dense_layer,
-    "gram_norms": gram_matrices_of_chain,
-    "margin_reduce": smallest_ratio,
+CASES = {  # name -> sizes; the tensors that require a gradient, and the operator on them
+    "tangent_activation": ("tangents [20, 1, 802816]", tangents_through_activation),
+    "masked_linear": ("tangents [256, 8, 512], 512 neurons", tangents_through_dense_layer),
+    "gram_norms": ("784-300-300-300-300, batch 64", gram_matrices_of_chain),
+    "margin_reduce": ("3 layers, 1028608 neurons", smallest_ratio),
 }
 
 
 @pytest.mark.parametrize("op", CASES)
 def test_forward(op, device, interleaved):
-    inputs, function = CASES[op](device)
-    call = torch.no_grad()(lambda: list(function(*inputs)))
-    _compare(call, interleaved, op=op, passes="forward", shapes=_sizes(inputs))
+    inputs, function = CASES[op][1](device)
+    _compare(op, "forward", torch.no_grad()(lambda: list(function(*inputs))), interleaved)
 
 
 @pytest.mark.parametrize("op", ["tangent_activation", "masked_linear", "gram_norms"])
 def test_forward_and_backward(op, device, interleaved):
-    inputs, function = CASES[op](device)
+    inputs, function = CASES[op][1](device)
     inputs = [tensor.requires_grad_() for tensor in inputs]
     with torch.no_grad():
         cotangents = [torch.randn_like(out) for out in function(*inputs)]
 
     def call():
-        outputs = list(function(*inputs))
-        return list(torch.autograd.grad(outputs, inputs, cotangents))
+        return list(torch.autograd.grad(list(function(*inputs)), inputs, cotangents))
 
-    _compare(call, interleaved, op=op, passes="forward + backward", shapes=_sizes(inputs))
+    _compare(op, "forward + backward", call, interleaved)
 
 
-def _compare(call, interleaved, **about):
+def _compare(op, passes, call, interleaved):
     providers = {REFERENCE: on_reference(call), OURS: call}
     check_agreement(providers, rtol=1e-5)
-    interleaved(providers, table="ops", dtype="float32", **about)
+    interleaved(providers, table="ops", op=op, passes=passes, sizes=CASES[op][0], dtype="float32")
 
 
 def _slopes(shape, device):
     """Of a ReLU, half of them 0."""
     return torch.randint(2, shape, device=device).float()
-
-
-def _sizes(tensors):
-    return [list(tensor.shape) for tensor in tensors]

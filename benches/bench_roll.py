@@ -22,7 +22,7 @@ NETWORKS = {  # name -> network, shape of x, the alternatives at gamma = 100
     ),
     "two convolutions of 8 maps": (
         lambda: networks.convnet(1, 28),
-        (8, 1, 28, 28),
+        (4, 1, 28, 28),
         ("paper_passes", "functorch_jacobian"),
     ),
 }

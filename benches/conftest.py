@@ -13,6 +13,8 @@ import torch
 import llr_fast
 from benches.providers import OURS
 
+collect_ignore = ["kernel_report.py", "offline.py"]  # they need Triton and a compiler's tools, and hold no benches
+
 ROUNDS = 5
 BUDGET = 4.0  # seconds after which a provider is not timed again
 SHORT = 0.2  # seconds; such calls are timed when caches and allocator are warm
@@ -34,9 +36,21 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     }
 
 
+def pytest_benchmark_update_commit_info(config, commit_info):
+    """Leaves out the names of the folder and of the branch."""
+    del commit_info["project"], commit_info["branch"]
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Leaves out pytest-benchmark's own settings, which the providers in turn do not follow."""
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["options"], benchmark["group"], benchmark["param"]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def threads():
+def settings():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.backends.cudnn.allow_tf32 = False  # so that convolutions agree; for matrix products that is the default
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +69,8 @@ def device(request):
 def interleaved(benchmark, device):
     """Times providers in turn, so that whatever slows the machine down slows all of them.
 
-    `interleaved(providers, rounds, **about)`: pytest-benchmark's own measurement is that of llr_fast; the JSON holds the
-    median seconds of every provider next to `about`, which says what ran.
+    `interleaved(providers, rounds, **about)`: pytest-benchmark's own measurement is that of llr_fast; the JSON holds
+    the median seconds of every provider next to `about`, which says what ran.
     """
 
     def run(providers, rounds=ROUNDS, **about):

@@ -56,8 +56,8 @@ def main(network: str, size: str, provider: str, device: str) -> None:
     torch.manual_seed(1)
     for current in (4, int(size)):  # a small step first, for what is allocated once in a process
         model, x = (part.to(device) for part in build(network, current))
-        bytes_ = peak(training_step(model, x, provider), device)
-    print(bytes_ / 1e6)
+        rise = peak(training_step(model, x, provider), device)
+    print(rise / 1e6)
 
 
 if __name__ == "__main__":

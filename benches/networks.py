@@ -1,6 +1,8 @@
-"""The networks that the benches run, with inputs. Activations are nn.ReLU modules, out of place and called once each."""
+"""The networks that the benches run. Activations are nn.ReLU modules, out of place and called once each."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 def mlp(*dims: int) -> nn.Sequential:
     """A chain of dense layers with ReLU between them."""
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(dims[:-1], dims[1:]):
+    for inputs, outputs in pairwise(dims):
         modules += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*modules[:-1])
 
@@ -57,7 +59,7 @@ def resnet18(size: int, width: int = 64) -> tuple[nn.Module, Tensor]:
     stem = [nn.Conv2d(3, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(3, 2, 1)]
     widths = [width, width, 2 * width, 4 * width, 8 * width]
     blocks: list[nn.Module] = []
-    for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:])):
+    for stage, (inputs, outputs) in enumerate(pairwise(widths)):
         blocks += [BasicBlock(inputs, outputs, 1 if stage == 0 else 2), BasicBlock(outputs, outputs, 1)]
     model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Compiles the launches that the operators make, or executes them in an emulator of the compiled code, without a GPU."""
+"""Compiles the launches that the operators make, or emulates the compiled code, without a GPU."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ class Resources:
     """What one compiled kernel needs of a multiprocessor, and the instructions that move or multiply."""
 
     registers: int
-    shared: int
-    spills: int
-    local: int
-    matrix: int
-    vector_loads: int
+    shared: int  # bytes
+    stack: int  # bytes of spilled registers and local arrays, for each thread
+    local: int  # bytes
+    matrix: int  # instructions in the text of the program, not executed ones, as in the next line
+    vector_loads: int  # of 16 bytes
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
@@ -124,27 +124,19 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     shared = compiled.metadata.shared
     if target.startswith("gfx"):
         text = compiled.asm["amdgcn"]
-        registers, spills, scratch = (
-            int(re.search(rf"\.{field}:\s+(\d+)", text)[1])
-            for field in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
-        )
-        return Resources(
-            registers, shared, spills, scratch, text.count("v_mfma"), len(re.findall(r"global_load_dwordx4", text))
-        )
+        fields = ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        registers, spills, scratch = (int(re.search(rf"\.{field}:\s+(\d+)", text)[1]) for field in fields)
+        vectors = len(re.findall(r"(?:global|buffer)_load_dwordx4", text))
+        return Resources(registers, shared, 4 * spills, scratch, text.count("v_mfma"), vectors)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
     registers, stack, local = (int(re.search(rf"{field}:(\d+)", usage)[1]) for field in ("REG", "STACK", "LOCAL"))
-    return Resources(
-        registers,
-        shared,
-        stack,
-        local + len(re.findall(r"\b(?:LDL|STL)", code)),
-        len(re.findall(r"(?<![A-Z])(?:HMMA|DMMA|HGMMA|UTCHMMA)", code)),
-        len(re.findall(r"LDG\.E[.\w]*128|LDGSTS[.\w]*128", code)),
-    )
+    text = compiled.asm["ptx"]
+    matrix = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.", text))
+    vectors = len(re.findall(r"ld\.global[.\w:]*\.(?:v4\.b32|v2\.b64)|cp\.async\.c[ag][.\w]* .*0x10,", text))
+    return Resources(registers, shared, stack, local, matrix, vectors)
 
 
 def emulator() -> ModuleType | None:

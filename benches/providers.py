@@ -73,4 +73,5 @@ def check_agreement(providers: Mapping[str, Provider], rtol: float) -> None:
     for name, provider in others:
         for place, (got, want) in enumerate(zip(provider(), expected, strict=True)):
             error, scale = (got.double() - want).norm(), want.norm()
-            assert error <= rtol * scale, f"{name}, result {place}: off {first}'s by {error:.2e}, its norm is {scale:.2e}"
+            message = f"{name}, result {place}: off {first}'s by {error:.2e}, whose norm is {scale:.2e}"
+            assert error <= rtol * scale, message

@@ -1,8 +1,133 @@
-"""Writes the tables of the README's numbers from the results of the benches: python -m benches.table."""
+"""Writes the measured part of the README's numbers from benches/results: python -m benches.table."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from tabulate import tabulate
+
+from benches.providers import CROSS_ENTROPY, OURS, REFERENCE
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- Written by python -m benches.table -->\n", "<!-- End of what it writes -->\n"
+LABELS = {
+    "paper_passes": "D + 1 passes",
+    "layer_by_layer": "Appendix D",
+    "per_neuron_backprop": "neuron by neuron",
+    "functorch_jacobian": "torch.func",
+    REFERENCE: "plain PyTorch",
+}
+
+
+def render(results: dict) -> str:
+    """The tables of one run, from the JSON of pytest-benchmark."""
+    runs = [run["extra_info"] for run in results["benchmarks"]]
+    parts = [_introduction(results)]
+    for name, table in TABLES.items():
+        chosen = [run for run in runs if run["table"] == name]
+        if chosen:
+            parts.append(table(chosen))
+    return "\n\n".join(parts) + "\n"
+
+
+def ratio(run: dict, provider: str) -> float:
+    """Seconds of a provider over those of llr_fast; NaN if it was not run."""
+    seconds = run["seconds"].get(provider, math.nan) * run.get("scaled", {}).get(provider, 1)
+    return seconds / run["seconds"][OURS]
+
+
+def write(readme: Path, results: Iterable[Path]) -> None:
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    tables = "\n".join(render(json.loads(path.read_text())) for path in sorted(results))
+    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+
+
+def _introduction(results: dict) -> str:
+    machine, commit = results["machine_info"], results["commit_info"]["id"][:8]
+    cuda = any(run["extra_info"]["device"] == "cuda" for run in results["benchmarks"])
+    device = machine["gpu"] if cuda else f"{machine['processor']}, {machine['threads']} threads"
+    where = f"{device}; PyTorch {machine['torch'].split('+')[0]}; commit {commit}"
+    return (
+        f"`make {'bench-gpu' if cuda else 'bench'}` ({where}): how many times as long as `llr_fast` the alternatives\n"
+        "take, timed in turn in one run, in float32, after a check that all agree. *D + 1 passes* and *Appendix D*\n"
+        "(layer by layer) are the paper's algorithms, *neuron by neuron* is back-propagation, *torch.func* forward or\n"
+        "reverse mode in chunks, *plain PyTorch* `llr_fast` without its kernels. ROLL has `lam=1, C=1,\n"
+        'estimator="exact"`; a step is forward and backward.'
+    )
+
+
+def _roll(runs: list[dict]) -> str:
+    rows = []
+    for run in runs:
+        passes = "forward" if run["passes"] == "forward" else f"step, gamma {run['gamma']}"
+        name = f"{run['network']}, batch {run['shape'][0]}: {passes}"
+        alternatives = [_number(ratio(run, provider)) for provider in LABELS]
+        rows.append([name, *alternatives, _number(1 / ratio(run, CROSS_ENTROPY))])
+    return _table(["exact ROLL", *LABELS.values(), "cost over cross-entropy"], rows)
+
+
+def _margin(runs: list[dict]) -> str:
+    rows = []
+    for run in runs:
+        points, *sizes = run["shape"]
+        name = f"{run['network']}, D = {math.prod(sizes):,}, batch {points:,}"
+        rows.append([name, _number(ratio(run, "layer_by_layer")), _number(1 / ratio(run, "forward"))])
+    table = _table(["exact l2 margin", "Appendix D", "cost over a forward pass"], rows)
+    scaled = [run["scaled"]["layer_by_layer"] for run in runs if "scaled" in run]
+    return table + "".join(f"\n\nAppendix D was timed on 1/{scale:.3g} of the points." for scale in scaled)
+
+
+def _ops(runs: list[dict]) -> str:
+    found = {(run["op"], run["passes"]): _number(ratio(run, REFERENCE)) for run in runs}
+    rows = []
+    for op in dict.fromkeys(run["op"] for run in runs):
+        sizes = next(run["sizes"] for run in runs if run["op"] == op)
+        rows.append([f"`{op}`, {sizes}", found[op, "forward"], found.get((op, "forward + backward"), "")])
+    return _table(["plain PyTorch over kernel", "forward", "forward + backward"], rows)
+
+
+def _growth(runs: list[dict]) -> str:
+    rows = []
+    for axis in dict.fromkeys(run["axis"] for run in runs):
+        along = [run for run in runs if run["axis"] == axis]
+        curves = [
+            [f"{run[axis]:,}" for run in along],
+            [_number(ratio(run, "paper_passes")) or "-" for run in along],
+            [_number(ratio(run, "layer_by_layer")) or "-" for run in along],
+            [_number(1 / ratio(run, CROSS_ENTROPY)) for run in along],
+        ]
+        sizes, *others = [" / ".join(curve) for curve in curves]
+        rows.append([f"{axis} {sizes}", *others])
+    return _table(["exact ROLL step as it grows", "D + 1 passes", "Appendix D", "cost over cross-entropy"], rows)
+
+
+def _memory(runs: list[dict]) -> str:
+    names = ("paper_passes", "layer_by_layer", OURS, CROSS_ENTROPY)
+    rows = []
+    for run in runs:
+        peaks = [run["megabytes"].get(name) for name in names]
+        name = f"{run['network']}, D = {math.prod(run['shape'][1:]):,}"
+        rows.append([name, *("" if peak is None else f"{peak:.0f}" for peak in peaks)])
+    return _table(["peak MB of an exact ROLL step", "D + 1 passes", "Appendix D", "llr_fast", "cross-entropy"], rows)
+
+
+TABLES = {"roll": _roll, "margin": _margin, "ops": _ops, "growth": _growth, "memory": _memory}
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    alignment = ["left", *["right"] * (len(header) - 1)]
+    return tabulate(rows, header, tablefmt="github", colalign=alignment, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    write(ROOT / "README.md", (ROOT / "benches" / "results").glob("*.json"))

@@ -159,9 +159,14 @@ Tensors weight_gradients(const Chain<T>& chain, const Gradients<T>& gradients, c
   return out;
 }
 
+// No more threads than samples, or than memory allows: each has matrices of its own for every layer.
 template <class T>
 int64_t thread_count(const Chain<T>& chain) {
-  return std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(chain.batch, 1));
+  constexpr int64_t most_bytes = int64_t{4} << 30, matrices = 7;
+  int64_t bytes = 1;
+  for (const int64_t n : chain.widths) bytes += matrices * n * n * sizeof(T);
+  const int64_t most = std::max<int64_t>(1, std::min(chain.batch, most_bytes / bytes));
+  return std::clamp<int64_t>(torch::stable::get_num_threads(), 1, most);
 }
 
 template <class T>

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llr_fast import demo
+from llr_fast import demo, doctor
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llr_fast", description="Linear regions of ReLU-like networks.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_command(commands)
+    doctor.add_command(commands)
     return parser
 
 

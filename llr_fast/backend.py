@@ -10,6 +10,8 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +63,7 @@ def define(schema: str, package: str, fake: Callable) -> None:
     op = schema.split("(")[0]
     _packages[op] = package
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         tensor = next(t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor))
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
@@ -79,14 +81,14 @@ def differentiate(op: str, save: Callable, backward: Callable) -> None:
     run("<op>_backward", ...) for the fused gradient and returns one gradient, or None, per input.
     """
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         # Backward may run in another thread, which does not see this context's choice.
         ctx.backend = selected()
         ctx.set_materialize_grads(False)
         save(ctx, inputs, output)
 
-    def formula(ctx, *gradients):
-        def run(name, *args):
+    def formula(ctx: Any, *gradients: Tensor | None) -> Any:
+        def run(name: str, *args: Any) -> Any:
             if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated once more
                 return getattr(_module(name, "reference"), name)(*args)
             with _chosen(ctx.backend):
@@ -100,26 +102,18 @@ def differentiate(op: str, save: Callable, backward: Callable) -> None:
 def implementation(op: str, device: torch.device) -> Callable:
     """The function that computes an operator on a device under the selected backend."""
     name = selected()
-    if name == "auto":
-        name = _automatic(op, device)
-    elif name == "native" and (device.type != "cpu" or _native_op(op) is None):
-        raise RuntimeError(f"{op}: backend 'native' has no kernel for it on {device.type}")
-    elif name == "triton" and device.type != "cuda" and not _interpreting():
-        raise RuntimeError(f"{op}: backend 'triton' takes CUDA tensors, got {device.type}")
+    if name in ("auto", "native") and device.type == "cpu" and (native := _native_op(op)) is not None:
+        return native
     if name == "native":
-        return _native_op(op)
-    return getattr(_module(op, name), op if name == "reference" else f"launch_{op}")
+        raise RuntimeError(f"{op}: backend 'native' has no kernel for it on {device.type}")
+    if name == "triton" and device.type != "cuda" and not _interpreting():
+        raise RuntimeError(f"{op}: backend 'triton' takes CUDA tensors, got {device.type}")
+    if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton(op)):
+        return getattr(_module(op, "triton"), f"launch_{op}")
+    return getattr(_module(op, "reference"), op)
 
 
-def _automatic(op: str, device: torch.device) -> str:
-    if device.type == "cuda" and _has_triton():
-        return "triton"
-    if device.type == "cpu" and _native_op(op) is not None:
-        return "native"
-    return "reference"
-
-
-def _module(op: str, name: str):
+def _module(op: str, name: str) -> ModuleType:
     return importlib.import_module(f"{_packages[op]}.{name}")
 
 
@@ -175,8 +169,10 @@ def _native_op(op: str) -> Callable | None:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _has_triton(op: str | None = None) -> bool:
+    """Whether Triton is installed and, if an operator is named, whether there are kernels for it."""
+    has_kernels = op is None or importlib.util.find_spec(f"{_packages[op]}.triton") is not None
+    return has_kernels and importlib.util.find_spec("triton") is not None
 
 
 def _interpreting() -> bool:

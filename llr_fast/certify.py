@@ -59,7 +59,11 @@ def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
 
 def chunk_of_directions(layers: list[Layer], dtype: torch.dtype) -> int:
     """How many directions at a time keep the tangents of the widest layer within the budget."""
-    widest = max((layer.z.numel() for layer in layers), default=1)
+    return directions_at_once(max((layer.z.numel() for layer in layers), default=1), dtype)
+
+
+def directions_at_once(widest: int, dtype: torch.dtype) -> int:
+    """How many directions at a time keep the tangents of a layer of `widest` entries within the budget."""
     copies = 4  # incoming and outgoing tangents, and a convolution's workspace
     return max(1, MEMORY_BUDGET // (widest * dtype.itemsize * copies))
 

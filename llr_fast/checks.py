@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +13,22 @@ from torch import Tensor, nn
 def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_not_distributed(model: nn.Module) -> None:
+    """`model` is what a loss wraps: data parallelism goes around the loss, where hooks see plain tensors.
+
+    Raises ValueError where the model or a part of it is wrapped by DistributedDataParallel or sharded by fully_shard.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever shards
+    sharded = getattr(fsdp, "FSDPModule", ())
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.parallel.DistributedDataParallel, sharded)):
+            how = "fully_shard" if isinstance(module, sharded) else "DistributedDataParallel"
+            where = f"its module {path!r}" if path else "it"
+            raise ValueError(
+                f"model: {where} is wrapped by {how}; wrap the loss instead, {how}(Loss(model)), and nothing inside it"
+            )
 
 
 def check_input(model: nn.Module, x: Any) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from llr_fast.linearize import identity
 from llr_fast.ops import masked_linear, tangent_activation
+from llr_fast.ops.arguments import accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,22 @@ class Directions:
         return Directions(out) if isinstance(out, Tensor) else [Directions(t) for t in out]
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Directions, Tensor]:
-        """Multiplies by the slope [*value.shape].
+        """Multiplies by the slope [*value.shape], which may be a mask.
 
-        Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents.
+        Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents, and for
+        "total_squares" the sum of all their squares.
         """
-        tangents = self._settled()
+        tangents, total = self._settled(), statistic == "total_squares"
         if statistic is None:
             return Directions(tangents * slope), tangents
         if statistic == "sum_log_abs":
             return Directions(tangents * slope), tangents.abs().log().sum(0)
         if slope.dim() == 2:
-            return self._deferred(tangents, slope, statistic)
-        out, measured = tangent_activation(*_flat(tangents, slope), statistic)
+            out, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
+            return out, measured.sum() if total else measured
+        if total:  # plain torch remembers the tangents once, and of the slope no more than the mask
+            return Directions(tangents * slope), _total_squares(tangents)
+        out, measured = tangent_activation(*_flat(tangents, slope.to(self.dtype)), statistic)
         return Directions(out.view(tangents.shape)), measured.view(slope.shape)
 
     def _deferred(self, tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Directions, Tensor]:
@@ -93,10 +98,17 @@ class Directions:
 
 
 def measure(tangents: Tensor, statistic: str) -> Tensor:
-    """The statistic of tangents [K, ...] over K."""
+    """The statistic of tangents [K, ...] over K, in float32 or better."""
+    tangents = tangents.to(accumulation_dtype(tangents.dtype))
     if statistic == "sum_squares":
         return tangents.square().sum(0)
     return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+
+
+def _total_squares(tangents: Tensor) -> Tensor:
+    distinct = _compact(tangents)
+    squares = distinct.to(accumulation_dtype(tangents.dtype)).square()
+    return squares.sum() * (tangents.numel() // distinct.numel())
 
 
 def _flat(tangents: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

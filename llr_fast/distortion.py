@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,33 +81,36 @@ def gradient_distortion(
         >>> llr_fast.gradient_distortion(model, x, y, 0.5, (-1, 1), samples=100, population=40, generations=2).maximal
         tensor([3.])
     """
-    _check(model, x, y, radius, clip, keep)
-    for name, value in (("samples", samples), ("population", population), ("generations", generations)):
+    for name, value in (("samples", samples), ("population", population), ("memory", memory)):
         check_count(name, value)
-    check_count("memory", memory)
+    check_range("generations", generations, 0)
+    check_range("keep", keep, 0, 1)
+    _check(model, x, y, radius, clip)
     kept = min(population, max(2, round(keep * population)))
     evaluations = population + generations * (population - kept)
     uniform = max(samples, evaluations) if baseline else samples
     points = _points_at_once(model, x, memory)
     images = max(1, min(len(x), points // population))
+    bar = tqdm(
+        total=len(x) * (evaluations + uniform),
+        desc="gradients",
+        unit_scale=True,
+        delay=PATIENCE,
+        disable=not progress,
+    )
     parts = []
-    with tqdm(
-        total=len(x) * (evaluations + uniform), desc="gradients", delay=PATIENCE, disable=not progress, unit_scale=True
-    ) as bar:
+    with bar:
         for inputs, labels in zip(x.detach().split(images), y.split(images)):
-            ball = _Ball(model, inputs, labels, radius, clip, max(1, points // len(inputs)), generator, bar)
-            expected, best = ball.uniform(samples, uniform if baseline else 0)
-            maximal, point = ball.genetic(population, generations, kept)
-            parts.append((expected, maximal, best, point))
-    expected, maximal, best, point = (torch.cat(tensors) for tensors in zip(*parts))
-    return Distortion(expected, maximal, best if baseline else None, point, evaluations)
+            ball = _Ball(model, inputs, labels, radius, clip, generator, bar)
+            chunk = max(1, points // len(inputs))
+            expected, random = _uniform(ball, chunk, samples, uniform, evaluations)
+            parts.append((expected, *_genetic(ball, chunk, population, generations, kept), random))
+    expected, maximal, point, random = (torch.cat(tensors) for tensors in zip(*parts))
+    return Distortion(expected, maximal, random if baseline else None, point, evaluations)
 
 
 class _Ball:
-    """The ball around each of I inputs [I, ...], cut with the range of inputs, and the changes met in it.
-
-    At most `chunk` points of each input are evaluated at a time.
-    """
+    """The ball around each of I inputs x [I, ...], cut with the range of inputs, and how the gradient changes in it."""
 
     def __init__(
         self,
@@ -114,37 +119,110 @@ class _Ball:
         y: Tensor,
         radius: float,
         clip: tuple[float, float] | None,
-        chunk: int,
         generator: torch.Generator | None,
         bar: tqdm,
     ) -> None:
-        self._model, self._y, self._chunk, self._generator, self._bar = model, y, chunk, generator, bar
-        self._low, self._high = x - radius, x + radius
-        if clip is not None:
-            self._low, self._high = self._low.clamp(*clip), self._high.clamp(*clip)
-        self._centre = self._gradients(x.unsqueeze(1))
+        self._model, self._y, self._generator, self._bar = model, y, generator, bar
+        low, high = x - radius, x + radius
+        self._low, self._high = (t if clip is None else t.clamp(*clip) for t in (low[:, None], high[:, None]))
+        self._gradient = self._gradients(x[:, None])
 
-    def uniform(self, samples: int, evaluations: int) -> tuple[Tensor, Tensor]:
-        """[I] each: the mean over the first `samples` uniform points, and the maximum over the first `evaluations`."""
-        total = torch.zeros(len(self._y), dtype=torch.float64, device=self._y.device)
-        best = torch.zeros_like(self._low.flatten(1)[:, 0])
-        done = 0
-        while done < max(samples, evaluations):
-            found = self._changes(self._draw(min(self._chunk, max(samples, evaluations) - done)))
-            total += found[:, : max(0, samples - done)].double().sum(1)
-            if done < evaluations:
-                best = torch.maximum(best, found[:, : evaluations - done].amax(1))
-            done += found.size(1)
-        return (total / samples).to(best.dtype), best
+    def empty(self) -> Tensor:
+        """No points: [I, 0, ...]."""
+        return self._low[:, :0]
 
-    def genetic(self, population: int, generations: int, kept: int) -> tuple[Tensor, Tensor]:
-        """The largest change [I] and its point [I, ...]."""
-        points = self._low[:, None].expand(-1, 0, *self._low.shape[1:])
-        survivors = (points, points.flatten(2).sum(2))
-        survivors = self._generation(survivors, population, kept, lambda count: self._draw(count))
-        for _ in range(generations):
-            parents = survivors[0]
-            survivors = self._generation(
-                survivors, population - kept, kept, lambda count, parents=parents: self._children(parents, count)
-            )
-        return survivors[1][:, 0], survivors[0][:, 0]
+    def uniform(self, count: int) -> Tensor:
+        """[I, count, ...]"""
+        return self._low + self._random(count, *self._low.shape[2:]) * (self._high - self._low)
+
+    def children(self, parents: Tensor, count: int) -> Tensor:
+        """[I, count, ...]: random convex combinations of two of the parents [I, n, ...], projected."""
+        chosen = (self._random(2, count) * parents.size(1)).long().clamp_max(parents.size(1) - 1)
+        mother, father = (_rows(parents, index) for index in chosen.unbind(1))
+        weight = self._random(count, *[1] * (parents.dim() - 2))
+        return torch.lerp(mother, father, weight).clamp(self._low, self._high)
+
+    def changes(self, points: Tensor) -> Tensor:
+        """[I, n]: the l1 distance of the gradients at the points [I, n, ...] from those at x."""
+        self._bar.update(points.size(0) * points.size(1))
+        return (self._gradients(points) - self._gradient).flatten(2).abs().sum(2)
+
+    def _gradients(self, points: Tensor) -> Tensor:
+        labels = self._y.repeat_interleave(points.size(1))
+        with torch.inference_mode(False), torch.enable_grad():
+            x = points.flatten(0, 1).clone().requires_grad_()
+            logits = self._model(x).gather(1, labels[:, None])
+            return torch.autograd.grad(logits.sum(), x)[0].view(points.shape)
+
+    def _random(self, *shape: int) -> Tensor:
+        like = self._low
+        return torch.rand(len(like), *shape, dtype=like.dtype, device=like.device, generator=self._generator)
+
+
+def _uniform(ball: _Ball, chunk: int, samples: int, total: int, evaluations: int) -> tuple[Tensor, Tensor]:
+    """[I] each, of `total` uniform points: mean change of the first `samples`, largest of the first `evaluations`."""
+    means, largest = [], []
+    for start in range(0, total, chunk):
+        found = ball.changes(ball.uniform(min(chunk, total - start)))
+        means.append(found[:, : max(0, samples - start)].double().sum(1) / samples)
+        largest.append(torch.nn.functional.pad(found, (1, 0))[:, : max(0, evaluations - start) + 1].amax(1))
+    return torch.stack(means).sum(0).to(found.dtype), torch.stack(largest).amax(0)
+
+
+def _genetic(ball: _Ball, chunk: int, population: int, generations: int, kept: int) -> tuple[Tensor, Tensor]:
+    """The largest change [I] that the search meets and its point [I, ...]."""
+    points = ball.empty()
+    changes = points.flatten(2).sum(2)
+    points, changes = _survivors(ball, chunk, ball.uniform, population, points, changes, kept)
+    for _ in range(generations):
+        born = functools.partial(ball.children, points)
+        points, changes = _survivors(ball, chunk, born, population - kept, points, changes, kept)
+    return changes[:, 0], points[:, 0]
+
+
+def _survivors(
+    ball: _Ball,
+    chunk: int,
+    propose: Callable[[int], Tensor],
+    count: int,
+    points: Tensor,
+    changes: Tensor,
+    kept: int,
+) -> tuple[Tensor, Tensor]:
+    """The `kept` points of the largest changes, among those given and `count` new ones; largest first.
+
+    New points are dropped as soon as enough better ones are known, so that a population never exists as a whole.
+    """
+    for start in range(0, count, chunk):
+        new = propose(min(chunk, count - start))
+        changes = torch.cat([changes, ball.changes(new)], 1)
+        changes, order = changes.topk(min(kept, changes.size(1)))
+        points = _rows(torch.cat([points, new], 1), order)
+    return points, changes
+
+
+def _rows(points: Tensor, index: Tensor) -> Tensor:
+    """[I, k, ...]: the points [I, n, ...] at `index` [I, k]."""
+    return points[torch.arange(len(points), device=points.device)[:, None], index]
+
+
+def _check(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip: tuple[float, float] | None) -> None:
+    certify.check(model, x, torch.float64)
+    check_range("radius", radius, 0)
+    if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype != torch.long or y.device != x.device:
+        got = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y: expected int64 of shape ({len(x)},) on {x.device}, got {got}")
+    with torch.no_grad():
+        output = model(x[:1])
+    if output.dim() != 2 or y.min() < 0 or y.max() >= output.size(1):
+        classes = f"classes from {y.min()} to {y.max()} and output of shape {tuple(output.shape)}"
+        raise ValueError(f"y: expected classes of the model, which has output [B, classes], got {classes}")
+    if clip is not None and not (clip[0] <= x.min() and x.max() <= clip[1]):
+        raise ValueError(f"clip: expected a range that holds x, {x.min():g} to {x.max():g}, got {clip}")
+
+
+def _points_at_once(model: nn.Module, x: Tensor, memory: int) -> int:
+    """How many points a forward and a backward pass can take."""
+    neurons = sum(layer.z.size(1) for layer in certify.values(model, x[:1], torch.float64))
+    # A point with its gradient, its parents and their choice; a neuron's input, output and gradients.
+    return max(1, memory // (x.element_size() * (8 * x[0].numel() + 6 * neurons)))

@@ -25,7 +25,9 @@ _TOLERANCE = 1e-4  # relative; gradients are computed in float32, in which round
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `doctor` to the commands of `python -m llr_fast`."""
-    parser = commands.add_parser("doctor", help="show versions and backends, and check the results", description=__doc__)
+    parser = commands.add_parser(
+        "doctor", help="show versions and backends, and check the results", description=__doc__
+    )
     parser.set_defaults(run=lambda options: run())
 
 

@@ -68,6 +68,7 @@ class Gram:
         if len(self.weights) != len(self.slopes) + 1:  # two activations without a layer between them
             raise NotAChainError
         self.reported.append(self)
+        slope = slope.to(self.dtype)
         return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
 
     def is_chain(self) -> bool:

@@ -45,21 +45,27 @@ class Layer:
     name: str
     z: Tensor  # [B, n]
     kinks: tuple[float, ...]
-    piece: Tensor  # [B, n]
+    piece: Tensor  # [B, n]; empty in training, which does not need it
     statistic: Tensor  # [B, n], of the gradients dz/dx; where none was asked for, the tangents [K, B, n]
 
     @property
     def offset(self) -> Tensor:
         """z minus the nearest kink, [B, n]."""
-        if len(self.kinks) == 1:
-            return self.z - self.kinks[0]
-        offsets = torch.stack([self.z - kink for kink in self.kinks])
-        return offsets.gather(0, offsets.abs().argmin(0, keepdim=True)).squeeze(0)
+        return offset(self.z, self.kinks)
 
     @property
     def distance(self) -> Tensor:
         """Distance of z to the nearest kink, [B, n]."""
         return self.offset.abs()
+
+
+def offset(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """z minus the nearest of its kinks; the lower one where two are equally near."""
+    nearest: Any = kinks[0]
+    with torch.no_grad():
+        for kink in kinks[1:]:
+            nearest = torch.where((z - kink).abs() < (z - nearest).abs(), kink, nearest)
+    return z if isinstance(nearest, float) and nearest == 0 else z - nearest
 
 
 @dataclass
@@ -97,7 +103,8 @@ class Evaluation:
         linearization, measured = x.linearization.activate(slope, self.statistic)
         rows = x.samples.rows
         measured = rows(measured, lead=measured.dim() - x.value.dim())
-        self.layers.append(Layer(self._name(function), rows(x.value), kinks, rows(piece), measured))
+        piece = rows(piece) if self.certificate else piece
+        self.layers.append(Layer(self._name(function), rows(x.value), kinks, piece, measured))
         return linearization
 
     def module_path(self) -> str:
@@ -199,7 +206,7 @@ class Values:
         return _Repeated()
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Values, Tensor]:
-        return self, slope.new_empty(0, *slope.shape)
+        return self, slope.new_empty(0, *slope.shape, dtype=self.dtype)
 
 
 class _Repeated(Values):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import cost, estimators
-from llr_fast.checks import check_choice, check_count, check_input, check_model, check_range
+from llr_fast.checks import check_choice, check_count, check_input, check_model, check_not_distributed, check_range
 from llr_fast.directions import Directions
 from llr_fast.estimators import Measured, Step
 from llr_fast.margin import margin
@@ -78,6 +78,7 @@ class ROLLLoss(nn.Module):
             ValueError: an empty batch, a wrong dtype or device, more axes than x has.
         """
         self._check_schedule()  # lam, C and gamma may change between steps
+        check_not_distributed(self.model)
         check_input(self.model, x)
         step = Step(self.model, x.device)
         estimator = self._resolved(step, x)
@@ -152,6 +153,7 @@ class MarginLoss(nn.Module):
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
         """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
         check_range("lam", self.lam, 0)
+        check_not_distributed(self.model)
         check_input(self.model, x)
         found = margin(self.model, x)
         length = found.gradient.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))

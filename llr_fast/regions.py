@@ -107,7 +107,9 @@ class _Observed(nn.Module):
     def derivatives(self, x: Tensor) -> Tensor:
         """[B, K, L]: those of all outputs at x [B, ...] along the K directions."""
         none = torch.empty(_PROBES, x.size(0), 0, dtype=torch.float64, device=x.device)
-        rows = (output.samples.rows(output.linearization.tangents, lead=1) for output in self.outputs)
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        tangents = (output.linearization.activate(one, None)[1] for output in self.outputs)
+        rows = (output.samples.rows(t, lead=1) for output, t in zip(self.outputs, tangents))
         return torch.cat([none, *rows], 2).transpose(0, 1)
 
 

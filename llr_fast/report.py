@@ -109,8 +109,8 @@ def evaluate(
     Example:
         >>> import torch, llr_fast
         >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
-        >>> batches = [(torch.tensor([[3.0, -1.0]]), torch.tensor([0])), (torch.tensor([[2.0, 0.5]]), torch.tensor([1]))]
-        >>> print(llr_fast.evaluate(model, batches, p=2, std=[10.0, 1.0], percentiles=[0, 100]))
+        >>> x, y = torch.tensor([[3.0, -1.0], [2.0, 0.5]]), torch.tensor([0, 1])
+        >>> print(llr_fast.evaluate(model, [(x, y)], p=2, std=[10.0, 1.0], percentiles=[0, 100]))
                                        margins in units of the input before normalisation
         ---------------------------  ----------------------------------------------------
         points                                                                          2
@@ -159,6 +159,8 @@ def _correct(model: nn.Module, x: Tensor, y: Tensor) -> int:
 
 class _Normalising(nn.Module):
     """The model as a function of v - mean, for inputs x = (v - mean) / std."""
+
+    std: Tensor
 
     def __init__(self, model: nn.Module, std: Tensor) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,5 +135,5 @@ def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
 def _boundaries(regions: dict[bytes, tuple[float, float]]) -> Tensor:
     """[R + 1], from where regions begin and end: between neighbours the middle of what rounding makes of one point."""
     ends = sorted(end for end in regions.values() if end[1] - end[0] > _SHORTEST)
-    between = [(left[1] + right[0]) / 2 for left, right in zip(ends, ends[1:])]
+    between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(ends)]
     return torch.tensor([0.0, *between, 1.0], dtype=torch.float64)

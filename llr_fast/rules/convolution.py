@@ -77,7 +77,7 @@ def _batch_norm(
     if training:
         kept = (None, None) if x.evaluation.repeated else (running_mean, running_var)
         value = F.batch_norm(x.value, *kept, weight, bias, True, momentum, eps)
-        variance = x.value.detach().transpose(0, 1).flatten(1).var(1, correction=0)
+        variance = x.value.detach().var((0, *range(2, x.value.dim())), correction=0)
     else:
         (mean, running, scale, shift), _ = constants(x, running_mean, running_var, weight, bias)
         value = F.batch_norm(x.value, mean, running, scale, shift, False, momentum, eps)

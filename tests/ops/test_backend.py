@@ -56,7 +56,7 @@ def test_the_environment_is_read_at_first_use(monkeypatch):
     assert selected() == "reference"
     monkeypatch.setattr(backends_module, "_process_choice", None)
     monkeypatch.setenv("LLR_FAST_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="backend: expected one of auto, .*got 'fastest'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of auto, .*got 'fastest'"):
         selected()
 
 
@@ -97,7 +97,7 @@ def test_backward_uses_the_backend_of_forward(monkeypatch):
 def test_without_the_extension_the_reference_runs(extension):
     assert implementation("tangent_activation", CPU) is reference.tangent_activation
     assert "not built" in backends()["native"]
-    with pytest.raises(RuntimeError, match="backend 'native' cannot run: .*not built"):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .*not built"):
         set_backend("native")
 
 
@@ -123,7 +123,7 @@ def test_a_backend_is_not_forced_on_tensors_it_cannot_take(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_triton_without_a_device(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="backend 'triton' cannot run: (there is no CUDA device|triton is not)"):
+    with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run: (there is no CUDA device|triton is not)"):
         set_backend("triton")
 
 

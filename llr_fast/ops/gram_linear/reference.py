@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
+import torch
 from torch import Tensor
 
 from ..arguments import accumulation_dtype
@@ -30,13 +33,15 @@ def gram_linear_backward(
     dtype = accumulation_dtype(gram.dtype)
     wide_slope, wide_weight = slope.to(dtype).unsqueeze(1), weight.to(dtype)
     masked = wide_weight * wide_slope
-    left = 0  # (H + H^T) W D with H = d loss / d (out, its diagonal included)
+    terms = []  # of (H + H^T) W D with H = d_out + diag(d_diagonal)
     if d_out is not None:
-        left = (d_out.to(dtype) + d_out.mT.to(dtype)) @ masked
+        terms.append((d_out.to(dtype) + d_out.mT.to(dtype)) @ masked)
     if d_diagonal is not None:
-        left = left + 2 * d_diagonal.unsqueeze(2) * masked
+        terms.append(2 * d_diagonal.unsqueeze(2) * masked)
+    left = reduce(torch.add, terms)
     d_masked = left @ gram.to(dtype)
     d_gram = (masked.mT @ left / 2).sum_to_size(gram.shape) if needs_gram else gram.new_empty(0)
     d_slope = (d_masked * wide_weight).sum(1) if needs_slope else slope.new_empty(0)
     d_weight = (d_masked * wide_slope).sum(0) if needs_weight else weight.new_empty(0)
-    return tuple(g.to(gram.dtype).contiguous() for g in (d_gram, d_slope, d_weight))
+    d_gram, d_slope, d_weight = (g.to(gram.dtype).contiguous() for g in (d_gram, d_slope, d_weight))
+    return d_gram, d_slope, d_weight

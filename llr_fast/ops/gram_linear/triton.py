@@ -115,7 +115,7 @@ def gram_linear_backward_left_kernel(
     p_d_out, p_d_diagonal, p_slope, p_weight, p_left, n, O,
     DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out with d_diagonal on its diagonal."""
+    """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out + diag(d_diagonal)."""
     tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
     program = tl.program_id(0)
     o_b = (program // tiles_o // tiles_n).to(tl.int64)
@@ -263,9 +263,10 @@ def launch_gram_linear_backward(
     left = None
     if d_out is not None:
         left = gram.new_empty(B, O, n)
+        # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
+        unpipelined = {**meta, "num_stages": 1}
         gram_linear_backward_left_kernel[(B * tiles_o * tiles_n,)](
-            # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
-            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **{**meta, "num_stages": 1}
+            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **unpipelined
         )
 
     if needs_gram:
@@ -286,6 +287,6 @@ def launch_gram_linear_backward(
         gram_linear_backward_weight_kernel[(count * tiles_o * tiles_n,)](
             left, d_diagonal, gram, slope, weight, sums, parts, B, n, O, _stride(gram), samples, **meta
         )
-        d_slope = sums.sum(0).to(slope.dtype) if needs_slope else d_slope
+        d_slope = d_slope if sums is None else sums.sum(0).to(slope.dtype)
         d_weight = parts.sum(0).to(weight.dtype) if needs_weight else d_weight
     return d_gram, d_slope, d_weight

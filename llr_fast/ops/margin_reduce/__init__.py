@@ -35,9 +35,7 @@ def margin_reduce(distances: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple
     return torch.ops.llr_fast.margin_reduce(distances, norms)
 
 
-def smallest_bounds(
-    distances: Sequence[Tensor], norms: Sequence[Tensor], count: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def smallest_bounds(distances: Sequence[Tensor], norms: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Find the neurons of the smallest ratios distance / norm, in ascending order.
 
     Args:

@@ -52,7 +52,8 @@ def margin_reduce_kernel(
     """The least ratio of each block of neurons: p_value and p_index [B, blocks]."""
     program = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = p_value.dtype.element_ty
-    b_ratio, _, b_index = load_ratios(p_table, program // blocks, program % blocks, layers, DISTANCE, NORM, dtype, BLOCK)
+    o_b = program // blocks
+    b_ratio, _, b_index = load_ratios(p_table, o_b, program % blocks, layers, DISTANCE, NORM, dtype, BLOCK)
     least, index = first_of_least(b_ratio, b_index)
     tl.store(p_value + program, least)
     tl.store(p_index + program, index)
@@ -113,8 +114,9 @@ def _table(distances: list[Tensor], norms: list[Tensor]) -> tuple[Tensor, int]:
 
 
 def _element_types(distances: list[Tensor], norms: list[Tensor]) -> dict[str, tl.dtype]:
-    names = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
-    return {"DISTANCE": names[distances[0].dtype], "NORM": names[norms[0].dtype]}
+    """Triton names its types as torch does."""
+    types = {"DISTANCE": distances[0].dtype, "NORM": norms[0].dtype}
+    return {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in types.items()}
 
 
 def launch_margin_reduce(distances: list[Tensor], norms: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,9 +137,7 @@ def launch_margin_reduce(distances: list[Tensor], norms: list[Tensor]) -> tuple[
     return least.to(distances[0].dtype), layer, neuron
 
 
-def launch_smallest_bounds(
-    distances: list[Tensor], norms: list[Tensor], count: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def launch_smallest_bounds(distances: list[Tensor], norms: list[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
     distances, norms = [d.contiguous() for d in distances], [n.contiguous() for n in norms]
     B, widths = len(distances[0]), [d.shape[1] for d in distances]
     table, blocks = _table(distances, norms)

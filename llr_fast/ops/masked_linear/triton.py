@@ -58,7 +58,8 @@ def masked_linear_kernel(
 ):  # fmt: skip
     """A program owns BLOCK_O outputs of BLOCK_R rows; row b * K + k is direction k of sample b.
 
-    p_weight is [I, O]: row by row as the product reads it. p_out may be None. p_stat is [slots, B, O], or [B, O] where GROUP = K divides a tile into whole samples.
+    p_weight is [I, O]: row by row as the product reads it. p_out may be None. p_stat is [slots, B, O], or [B, O] where
+    GROUP = K divides a tile into whole samples.
     """
     tiles_o = tl.cdiv(O, BLOCK_O)
     # Programs that read the same tangents are neighbours, so that the second reads them from the cache.
@@ -163,7 +164,7 @@ def masked_linear_backward_weight_kernel(
 def blocks(dtype: torch.dtype) -> dict[str, int]:
     """Tile of rows and outputs, and the inputs taken at a time."""
     return {
-        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 4, "num_stages": 3},
+        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 32, "num_warps": 4, "num_stages": 4},
         4: {"BLOCK_R": 128, "BLOCK_O": 64, "BLOCK_I": 16, "num_warps": 8, "num_stages": 2},
         8: {"BLOCK_R": 32, "BLOCK_O": 32, "BLOCK_I": 16, "num_warps": 4, "num_stages": 3},
     }[dtype.itemsize]
@@ -183,7 +184,7 @@ def weight_blocks(dtype: torch.dtype) -> dict[str, int]:
     return {
         2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 4, "num_stages": 1},
         4: {"BLOCK_R": 32, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 8, "num_stages": 2},
-        8: {"BLOCK_R": 16, "BLOCK_O": 32, "BLOCK_I": 32, "num_warps": 4, "num_stages": 1},
+        8: {"BLOCK_R": 16, "BLOCK_O": 32, "BLOCK_I": 32, "num_warps": 8, "num_stages": 1},
     }[dtype.itemsize]
 
 
@@ -251,12 +252,15 @@ def launch_masked_linear_backward(
     rows, stride_k, stride_b = _layout(tangents)
     slope, weight = slope.contiguous(), weight.contiguous()
     d_out, d_stat = (None if d is None else d.contiguous() for d in (d_out, d_stat))
-    if d_stat is not None and out is None:
-        out, _ = launch_masked_linear(tangents, slope, weight, statistic, True)
-    # Indices as wide as the numbers, but for half ones: the tile's layout in registers then suits both.
-    index = torch.int64 if tangents.dtype == torch.float64 else torch.int32
-    first = out.abs().argmax(0).to(index) if d_stat is not None and statistic == "max_abs" else None
-    gradient = (d_out, d_stat, None if d_stat is None else out, first)
+    first = None
+    if d_stat is None:
+        out = None
+    else:
+        out = launch_masked_linear(tangents, slope, weight, statistic, True)[0] if out is None else out
+        if statistic == "max_abs":
+            # Indices as wide as the numbers, but for half ones: the tile's layout in registers then suits both.
+            first = out.abs().argmax(0).to(torch.int64 if out.dtype == torch.float64 else torch.int32)
+    gradient = (d_out, d_stat, out, first)
     sizes = (K, B, I, O, stride_k, stride_b)
     fixed = {"STATISTIC": statistic, "DOT": dot_type(tangents.dtype)}
     wide = accumulation_dtype(tangents.dtype)
@@ -270,7 +274,7 @@ def launch_masked_linear_backward(
     )
     if is_summed:
         d_tangents = d_tangents.sum(1, keepdim=True).to(tangents.dtype)
-    if needs_slope:
+    if sums is not None:
         d_slope = sums.sum(0).to(slope.dtype)
 
     if needs_weight:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,11 @@ def tangent_activation_backward(
     needs_slope: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = tangents.to(stat.dtype)
-    d_tangents = 0 if d_out is None else d_out.to(stat.dtype) * slope
+    terms, d_slope = [], slope.new_empty(0)
+    if d_out is not None:
+        terms.append(d_out.to(stat.dtype) * slope)
+        d_slope = (d_out * wide).sum(0).to(slope.dtype).contiguous() if needs_slope else d_slope
     if d_stat is not None:
-        d_tangents = d_tangents + d_stat * statistic_derivative(wide, statistic)
-    d_slope = (d_out * wide).sum(0).to(slope.dtype) if needs_slope else slope.new_empty(0)
-    return d_tangents.sum_to_size(tangents.shape).to(tangents.dtype).contiguous(), d_slope.contiguous()
+        terms.append(d_stat * statistic_derivative(wide, statistic))
+    d_tangents = reduce(torch.add, terms).sum_to_size(tangents.shape)
+    return d_tangents.to(tangents.dtype).contiguous(), d_slope

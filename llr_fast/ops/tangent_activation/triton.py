@@ -162,9 +162,10 @@ def tangent_activation_shared_backward_kernel(
 
 
 def blocks(directions: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile of [BLOCK_K, BLOCK_N] with rows of whole 128-byte lines; wide where there are few directions."""
+    """Tiles of 8 KiB, [BLOCK_K, BLOCK_N], wide where there are few directions."""
     block_k = 1 if directions == 1 else 4 if directions <= 4 else 16
-    return {"BLOCK_K": block_k, "BLOCK_N": (4096 if dtype.itemsize == 2 else 2048) // block_k, "num_warps": 4}
+    warps = 8 if dtype == torch.float64 else 4
+    return {"BLOCK_K": block_k, "BLOCK_N": 8192 // dtype.itemsize // block_k, "num_warps": warps}
 
 
 def _layout(tangents: Tensor, slope: Tensor) -> tuple[Tensor, int, int]:

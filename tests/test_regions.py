@@ -1,0 +1,270 @@
+"""count_linear_regions, region_density and regions_along, against enumeration."""
+
+import math
+from itertools import pairwise
+
+import networks
+import oracle
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import llr_fast
+from llr_fast import density
+
+DTYPE = torch.float64
+KINDS = ["relu", "relu6", "maximum", "conv2d", "residual", "recurrent_time_first", "frames", "decoder", "max_pool2d"]
+
+
+def quiet(function, *args, **options):
+    return function(*args, progress=False, **options)
+
+
+def plain(*sizes: int, seed: int = 0) -> nn.Sequential:
+    """The paper's kind of network: fully connected, ReLU."""
+    torch.manual_seed(seed)
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def distinct_jacobians(model: nn.Module, x: torch.Tensor) -> int:
+    """By back-propagation of every output, compared pair by pair."""
+    found = []
+    for sample in x:
+        jacobian = torch.autograd.functional.jacobian(lambda t: model(t[None])[0].flatten(), sample)
+        if not any(torch.allclose(jacobian, other, rtol=1e-9, atol=1e-13) for other in found):
+            found.append(jacobian)
+    return len(found)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_count_equals_enumeration(name):
+    model, x = networks.build(name, batch=25)
+    x = torch.cat([x, 1.01 * x])
+    count = quiet(llr_fast.count_linear_regions, model, x.split(7))
+    assert count.points == 50
+    assert count.upper == len(llr_fast.activation_pattern(model, x).unique(dim=0))
+    assert count.lower == distinct_jacobians(model, x) <= count.upper
+
+
+def test_bounds_coincide_for_dense_relu_networks():
+    model, x = plain(2, 30, 30, 30, 4), 3 * torch.randn(400, 2, dtype=DTYPE)
+    count = quiet(llr_fast.count_linear_regions, model, [x])
+    assert 100 < count.lower == count.upper < 400
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_scale_does_not_decide(scale):
+    model, x = plain(2, 30, 30, 30, 4), 3 * torch.randn(200, 2, dtype=DTYPE)
+    expected = quiet(llr_fast.count_linear_regions, model, [x])
+    scaled = nn.Sequential(networks.Apply(lambda t: t / scale), model, networks.Apply(lambda t: scale * t))
+    assert quiet(llr_fast.count_linear_regions, scaled, [x * scale]) == expected
+    model[-1].weight.data *= scale
+    assert quiet(llr_fast.count_linear_regions, model, [x]) == expected
+
+
+def test_rounding_does_not_decide():
+    model, x = plain(50, 100, 100, 100, 10), torch.randn(64, 50, dtype=DTYPE)
+    once = quiet(llr_fast.count_linear_regions, model, [x])
+    # Other sizes of batches round differently.
+    assert quiet(llr_fast.count_linear_regions, model, [x, *x.split(1), *x.flip(0).split(11)]).lower == once.lower == 64
+
+
+def test_close_jacobians_count_as_distinct():
+    model = nn.Sequential(nn.Identity(), nn.LeakyReLU(1 - 1e-6))
+    x = torch.tensor([[-1.0, 1.0], [1.0, 1.0]], dtype=DTYPE)
+    assert quiet(llr_fast.count_linear_regions, model, [x]).lower == 2
+
+
+def test_patterns_without_influence_count_in_the_upper_bound_only():
+    model = plain(2, 8, 1)
+    model[2].weight.data[:, 4:] = 0
+    count = quiet(llr_fast.count_linear_regions, model, [3 * torch.randn(300, 2, dtype=DTYPE)])
+    assert count.lower < count.upper
+
+
+def test_zero_jacobians_are_one():
+    model = nn.Sequential(nn.ReLU(), networks.Apply(lambda t: t[:, :1]))
+    x = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    count = quiet(llr_fast.count_linear_regions, model, [x])
+    assert (count.lower, count.upper) == (2, 3)
+
+
+def test_output_in_parts_counts_whole():
+    model = nn.Sequential(nn.ReLU(), networks.Apply(lambda t: {"a": t[:, :1], "b": (t[:, 1:], None)}))
+    x = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    assert quiet(llr_fast.count_linear_regions, model, [x]).lower == 3
+
+
+def test_count_reads_a_loader_with_labels():
+    model, x = plain(2, 10, 3).float(), torch.randn(50, 2)
+    loader = DataLoader(TensorDataset(x, torch.zeros(50).long()), batch_size=8)
+    assert quiet(llr_fast.count_linear_regions, model, loader) == quiet(llr_fast.count_linear_regions, model, [x])
+
+
+@pytest.mark.parametrize(
+    "batches, error, message",
+    [
+        ([], ValueError, "batches: expected at least one batch"),
+        (torch.zeros(3, 2), TypeError, "batches: expected an iterable of batches, got one tensor"),
+        ([{"x": torch.zeros(3, 2)}], TypeError, "batches: expected tensors.*dict"),
+        ([torch.full((1, 2), math.nan)], ValueError, "x: expected finite values"),
+    ],
+)
+def test_count_refuses(batches, error, message):
+    with pytest.raises(error, match=message):
+        llr_fast.count_linear_regions(plain(2, 3, 1).float(), batches)
+
+
+def test_long_work_shows_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("llr_fast.batches.PATIENCE", 0)
+    model, x = plain(2, 3, 1), torch.zeros(4, 2, dtype=DTYPE)
+    llr_fast.count_linear_regions(model, [x])
+    assert "linear regions" in capsys.readouterr().err
+    quiet(llr_fast.count_linear_regions, model, [x])
+    assert not capsys.readouterr().err
+
+
+def within(layers, radius: float, p: float) -> int:
+    return sum(int((layer.margin(p) <= radius).sum()) for layer in layers)
+
+
+@pytest.mark.parametrize("method", ["exact", "search", "auto"])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("name", KINDS)
+def test_density_equals_oracle(case, name, p, method):
+    model, x, layers = case(name)
+    for radius in (0.0, 0.1, 1.0):
+        found = quiet(llr_fast.region_density, model, x, radius, p, method=method)
+        assert found.tolist() == [within(sample, radius, p) for sample in layers]
+
+
+def test_density_is_zero_within_the_margin_only(case):
+    model, x, _ = case("conv2d")
+    for sample, margin in zip(x.split(1), llr_fast.margin(model, x).value.tolist()):
+        assert llr_fast.region_density(model, sample, 0.999 * margin) == 0
+        assert llr_fast.region_density(model, sample, 1.001 * margin) > 0
+
+
+@pytest.mark.parametrize("p, deviation", [(2, 1 / math.sqrt(128)), (math.inf, math.pi / 16)])
+def test_sketched_density_has_the_stated_error(p, deviation):
+    model, x = plain(300, 200, 200, 5), torch.randn(4, 300, dtype=DTYPE)
+    generator = torch.Generator().manual_seed(0)
+    exact = [llr_fast.region_density(model, x, radius, p, method="exact") for radius in (0.0125, 0.025, 0.05)]
+    found = llr_fast.region_density(model, x, 0.025, p, method="sketch", generator=generator)
+    assert (exact[0] < exact[1]).all() and (exact[1] < exact[2]).all()
+    assert (found - exact[1]).abs().max() < deviation * exact[1].max()
+    # The radius carries the error: with 5 standard errors no neuron of 1600 is likely to be beyond.
+    low, high = (
+        llr_fast.region_density(model, x, 0.025 * math.exp(sign * 5 * deviation), p, method="exact") for sign in (-1, 1)
+    )
+    assert (low <= found).all() and (found <= high).all()
+
+
+def test_sketched_norms_have_the_chi_distribution():
+    model, x = nn.Sequential(nn.Linear(50, 2000), nn.ReLU()), torch.zeros(1, 50)
+    layers = llr_fast.certify.values(model, x, DTYPE)
+    generator = torch.Generator().manual_seed(0)
+    statistic = density._sketched(model, x, layers, 2, 64, generator)[0]
+    ratio = statistic / model[0].weight.detach().double().square().sum(1)
+    below = (ratio < chi2.ppf(0.25, 64)).double().mean()
+    assert 0.15 < below < 0.35
+
+
+def test_density_ignores_dead_neurons_on_their_kink():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    nn.init.zeros_(model[0].weight), nn.init.zeros_(model[0].bias)
+    assert llr_fast.region_density(model, torch.ones(1, 2), 1.0) == 0
+    assert llr_fast.region_density(nn.Linear(2, 3), torch.ones(1, 2), 1.0) == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"radius": -1.0}, "radius: expected a number from 0"),
+        ({"radius": 1.0, "p": 3}, "p: expected one of"),
+        ({"radius": 1.0, "p": 1, "method": "sketch"}, "method: expected 'exact' or 'search' for p = 1"),
+        ({"radius": 1.0, "method": "guess"}, "method: expected one of"),
+    ],
+)
+def test_density_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        llr_fast.region_density(nn.ReLU(), torch.ones(1, 2), **options)
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_segment_equals_dense_sampling(name):
+    model, x = networks.build(name, batch=2)
+    (crossings,) = quiet(llr_fast.regions_along, model, x[:1], 3 * x[1:])
+    t = torch.linspace(0, 1, 2001, dtype=DTYPE)
+    patterns = llr_fast.activation_pattern(model, torch.lerp(x[0], 3 * x[1], t.view(-1, *[1] * x[0].dim())))
+    region = torch.searchsorted(crossings.t[1:-1].contiguous(), t)
+    assert torch.equal(llr_fast.activation_pattern(model, crossings.midpoints)[region], patterns)
+    changes = (patterns.diff(dim=0) != 0).any(1).sum() + 1
+    assert changes == len(region.unique()) <= len(crossings)
+    assert len(llr_fast.activation_pattern(model, crossings.midpoints).unique(dim=0)) == len(crossings)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv2d", "max_pool2d"])
+def test_segment_crosses_where_a_neuron_has_its_kink(name):
+    model, x = networks.build(name, batch=2)
+    (crossings,) = quiet(llr_fast.regions_along, model, x[:1], x[1:])
+    assert len(crossings) > 2
+    for point in crossings.points[1:-1]:
+        distances = torch.cat([layer.distance for layer in oracle.neurons(model, point[None])])
+        assert distances.min() < 1e-12
+
+
+def test_segments_of_a_batch_are_independent():
+    model, x = plain(5, 20, 20, 2), torch.randn(6, 5, dtype=DTYPE)
+    together = quiet(llr_fast.regions_along, model, x[:3], x[3:])
+    for i, crossings in enumerate(together):
+        (alone,) = quiet(llr_fast.regions_along, model, x[i : i + 1], x[i + 3 : i + 4])
+        torch.testing.assert_close(alone.t, crossings.t, rtol=0, atol=1e-12)
+        assert torch.equal(crossings.start, x[i]) and torch.equal(crossings.end, x[i + 3])
+        assert crossings.points.shape == (len(crossings) + 1, 5)
+
+
+def test_one_tangent_for_each_region(monkeypatch):
+    model, x = plain(5, 40, 40, 2), torch.randn(2, 5, dtype=DTYPE)
+    evaluate, points = llr_fast.certify.evaluate, []
+
+    def counting(model, x, *args, **options):
+        points.append(len(x))
+        return evaluate(model, x, *args, **options)
+
+    monkeypatch.setattr(llr_fast.certify, "evaluate", counting)
+    (crossings,) = quiet(llr_fast.regions_along, model, x[:1], x[1:])
+    assert len(crossings) > 20 and sum(points) == len(crossings) > 2 * len(points)
+
+
+def test_symmetric_segment_through_a_vertex():
+    model = plain(2, 10, 2)
+    nn.init.zeros_(model[0].bias)
+    x = torch.tensor([[1.0, 2.0]], dtype=DTYPE)
+    (crossings,) = quiet(llr_fast.regions_along, model, -x, x)
+    torch.testing.assert_close(crossings.t, torch.tensor([0, 0.5, 1], dtype=DTYPE))
+
+
+def test_segment_without_length_or_kinks():
+    x = torch.ones(1, 2)
+    assert len(llr_fast.regions_along(nn.ReLU(), x, x)[0]) == 1
+    assert llr_fast.regions_along(nn.Linear(2, 1), x, -x)[0].t.tolist() == [0, 1]
+
+
+def test_integrated_gradients_are_complete():
+    model, x = networks.build("max_pool2d_of_relu", batch=2)
+    (crossings,) = quiet(llr_fast.regions_along, model, x[:1], x[1:])
+    inside = crossings.midpoints.requires_grad_()
+    (gradients,) = torch.autograd.grad(model(inside)[:, 0].sum(), inside)
+    attribution = (x[1] - x[0]) * torch.einsum("r,r...->...", crossings.lengths, gradients)
+    torch.testing.assert_close(attribution.sum(), (model(x[1:]) - model(x[:1]))[0, 0], rtol=1e-10, atol=1e-12)
+
+
+def test_segment_refuses_ends_of_different_shapes():
+    with pytest.raises(ValueError, match=r"end: expected the shape and device of start, \(1, 2\).*\(2, 2\)"):
+        llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.ones(2, 2))
+    with pytest.raises(ValueError, match="end: expected finite"):
+        llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.full((1, 2), math.inf))

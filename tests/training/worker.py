@@ -1,0 +1,103 @@
+"""One of two processes of a group: python worker.py RANK FOLDER. Saves what its half of the batch led to.
+
+The parent, `test_distributed.py`, uses the same networks and losses on the joint batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import llr_fast
+
+sys.path.append(str(Path(__file__).parents[1]))
+import networks
+
+RANKS = 2
+LOSSES = {
+    "exact": lambda model, rank: llr_fast.ROLLLoss(model, estimator="exact"),
+    "top": lambda model, rank: llr_fast.ROLLLoss(model, estimator="exact", gamma=30),
+    "rademacher": lambda model, rank: llr_fast.ROLLLoss(model, estimator="rademacher", generator=generator(rank)),
+    "axis": lambda model, rank: llr_fast.ROLLLoss(model, estimator="axis", samples=2, generator=generator(rank)),
+    "margin": lambda model, rank: llr_fast.MarginLoss(model),
+}
+WRAPPINGS = {"ddp": DistributedDataParallel, "fsdp": fully_shard}
+NETWORKS = ("relu", "residual", "frames")  # norms by Gram matrices, by all axes at once, and by axes in chunks
+
+
+def generator(rank: int) -> torch.Generator:
+    return torch.Generator().manual_seed(rank)
+
+
+def batch(network: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model, x [4, ...] and y [4] of all ranks together."""
+    model, x = networks.build(network, batch=2 * RANKS)
+    return model, x, torch.tensor([0, 1, 1, 0])
+
+
+def step(loss: nn.Module, x: Tensor, y: Tensor) -> None:
+    output, penalty = loss(x)
+    (cross_entropy(output, y) + penalty).backward()
+
+
+def gradients(loss: nn.Module) -> list[Tensor]:
+    found = (parameter.grad for parameter in loss.parameters())
+    return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]
+
+
+def message(call) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def refusals() -> list[str]:
+    """What the losses say of models that are distributed themselves."""
+    whole, part, replicated = (batch("relu")[0] for _ in range(3))
+    _, x, _ = batch("relu")
+    fully_shard(whole)
+    fully_shard(part[2])
+    models = whole, part, DistributedDataParallel(replicated)
+    return [message(lambda model=model: llr_fast.ROLLLoss(model)(x)) for model in models]
+
+
+def one_rank_raises(rank: int) -> str:
+    """An empty batch on rank 1, while rank 0 waits for its gradients."""
+    model, x, y = batch("relu")
+    loss = DistributedDataParallel(llr_fast.ROLLLoss(model))
+    here = slice(0, 2 if rank == 0 else 0)
+    return message(lambda: step(loss, x[here], y[here]))
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    options = {"rank": rank, "world_size": RANKS, "timeout": timedelta(seconds=20)}
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", **options)
+    init_device_mesh("cpu", (RANKS,))
+    half = slice(2 * rank, 2 * rank + 2)
+    found = {}
+    for network in NETWORKS:
+        for name, make in LOSSES.items():
+            for wrapping, wrap in WRAPPINGS.items():
+                model, x, y = batch(network)
+                loss = wrap(make(model, rank))
+                step(loss, x[half], y[half])
+                found[network, name, wrapping] = gradients(loss)
+    found["refusals"] = refusals()
+    distributed.barrier()
+    found["one_rank_raises"] = one_rank_raises(rank)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
