@@ -94,6 +94,17 @@ def test_the_first_of_equal_maxima_gets_the_gradient():
         assert torch.equal(tangents.grad, wanted)
 
 
+@pytest.mark.parametrize("statistic", oc.STATISTICS)
+@pytest.mark.parametrize("directions", [1, 3, 20])
+def test_nan_is_not_lost(directions, statistic):
+    tangents, slope, weight = oc.linear_inputs((directions, 2, 2, 5, 3))
+    tangents[-1, 0, 1] = torch.nan
+    with backend("triton"):
+        stat = ops.tangent_activation(tangents, slope, statistic)[1]
+        assert stat.isnan().nonzero().tolist() == [[0, 1]]
+        assert ops.masked_linear(tangents, slope, weight, statistic)[1].isnan().any(1).tolist() == [True, False]
+
+
 def test_gram_matrices_are_exactly_symmetric():
     gram, slope, weight = oc.gram_inputs((2, 1, 33, 66))
     gram.requires_grad_()

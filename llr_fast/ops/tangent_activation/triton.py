@@ -21,14 +21,16 @@ def measure(b_value, STATISTIC: tl.constexpr):
 @triton.jit
 def gather_statistic(b_stat, b_measure, STATISTIC: tl.constexpr):
     if STATISTIC == "max_abs":
-        return tl.maximum(b_stat, b_measure)
+        return tl.maximum(b_stat, b_measure, propagate_nan=tl.PropagateNan.ALL)
     return b_stat + b_measure
 
 
 @triton.jit
 def reduce_statistic(b_stat, axis: tl.constexpr, STATISTIC: tl.constexpr):
     if STATISTIC == "max_abs":
-        return tl.max(b_stat, axis)
+        # The bits of numbers >= 0 are ordered as the numbers are, with NaN above all; tl.max of floats would drop NaN.
+        bits: tl.constexpr = tl.int64 if b_stat.dtype == tl.float64 else tl.int32
+        return tl.max(b_stat.to(bits, bitcast=True), axis).to(b_stat.dtype, bitcast=True)
     return tl.sum(b_stat, axis)
 
 
