@@ -9,10 +9,13 @@ INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter/test_*.py))
 
 export LLR_FAST_BUILD_EXT ?= auto
 
-.PHONY: demo test check bench test-gpu bench-gpu clean
+.PHONY: demo gallery test check bench test-gpu bench-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m llr_fast demo
+
+gallery: $(INSTALLED)
+	$(BIN)/python -m benches.gallery
 
 # The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
 test: $(INSTALLED)

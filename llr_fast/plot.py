@@ -64,6 +64,7 @@ def plot_regions(
     p: float = 2,
     target: int = -1,
     resolution: int = 200,
+    colorbar: bool = True,
     ax: Axes | None = None,
     progress: bool = True,
 ) -> Axes:
@@ -84,6 +85,7 @@ def plot_regions(
         p: 1, 2 or inf.
         target: the class whose logit and probability are drawn; a single output is a logit.
         resolution: pixels of the probabilities along each axis.
+        colorbar: whether to draw the scale of the probabilities.
         ax: where to draw; a new figure if None.
         progress: whether long work shows a progress bar.
 
@@ -93,6 +95,14 @@ def plot_regions(
     Raises:
         ImportError: matplotlib is missing.
         ValueError: neither points nor extent are given, or their shapes do not fit; and as `margin`.
+
+    Example:
+        >>> import torch
+        >>> from llr_fast.plot import plot_regions
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> ax = plot_regions(model, torch.randn(5, 2), extent=(-1, 1, -1, 1), p=1)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('$x_1$', '$x_2$')
     """
     if ax is None:
         ax = _new_axes((6, 5))
@@ -106,7 +116,7 @@ def plot_regions(
     if extent is None:
         extent = _around(x)
     like = x if x is not None else next(model.parameters(), torch.zeros(1)).detach()
-    _draw_probability(ax, model, extent, like, target, resolution)
+    _draw_probability(ax, model, extent, like, target, resolution, colorbar)
     _draw_boundaries(ax, regions_on_plane(model, extent, like=like, progress=progress))
     if x is not None:
         _draw_balls(ax, x, margin(model, x, p).value, p)
@@ -138,6 +148,13 @@ def plot_stability_bounds(
     Raises:
         ImportError: matplotlib is missing.
         ValueError: x is no sequence, or has no such channel; and as `directional_margin`.
+
+    Example:
+        >>> import torch
+        >>> from llr_fast.plot import plot_stability_bounds
+        >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
+        >>> plot_stability_bounds(model, torch.rand(7, 2), channel=1, unit="volts").get_ylabel()
+        'channel 1 (volts)'
     """
     if x.dim() != 2 or not -x.size(1) <= channel < x.size(1):
         raise ValueError(f"x: expected a sequence [T, C] with channel {channel}, got shape {tuple(x.shape)}")
@@ -181,7 +198,9 @@ def _around(x: Tensor | None) -> Extent:
     return left, right, bottom, top
 
 
-def _draw_probability(ax: Axes, model: nn.Module, extent: Extent, like: Tensor, target: int, resolution: int) -> None:
+def _draw_probability(
+    ax: Axes, model: nn.Module, extent: Extent, like: Tensor, target: int, resolution: int, colorbar: bool
+) -> None:
     across, up = (
         torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64)[1::2]
         for low, high in (extent[:2], extent[2:])
@@ -191,9 +210,11 @@ def _draw_probability(ax: Axes, model: nn.Module, extent: Extent, like: Tensor, 
         logit = _logits(model, grid)
         probability = logit.sigmoid() if logit.size(1) == 1 else logit.softmax(1)[:, target : target + 1 or None]
     image = probability.view(resolution, resolution).float().cpu().numpy()
-    drawn = ax.imshow(image, "PuOr", origin="lower", extent=extent, vmin=0, vmax=1, alpha=0.6, interpolation="bilinear")
-    name = "the positive class" if logit.size(1) == 1 else f"class {range(logit.size(1))[target]}"
-    ax.figure.colorbar(drawn, ax=ax, label=f"predicted probability of {name}", shrink=0.85)
+    # Pale, so that lines and arrows show on it.
+    drawn = ax.imshow(image, "PuOr", origin="lower", extent=extent, vmin=0, vmax=1, alpha=0.4, interpolation="bilinear")
+    if colorbar:
+        name = "the positive class" if logit.size(1) == 1 else f"class {range(logit.size(1))[target]}"
+        ax.figure.colorbar(drawn, ax=ax, label=f"predicted probability of {name}", shrink=0.85)
 
 
 def _draw_boundaries(ax: Axes, regions: list[Tensor]) -> None:

@@ -14,7 +14,10 @@ from llr_fast.plot import plot_regions, plot_stability_bounds
 
 DTYPE = torch.float64
 EXTENT = (-3.0, 3.0, -2.0, 4.0)
-PLANAR = [name for name in networks.NAMES if name != "one_input"]
+PLANAR = [
+    *("relu", "leaky_relu_negative", "relu6", "hardshrink", "prelu_each_channel", "maximum", "reused", "concatenating"),
+    *("conv2d", "residual", "recurrent_time_first", "frames", "max_pool1d_padded", "adaptive_max_pool2d"),
+]
 
 
 def area(polygon: torch.Tensor) -> float:

@@ -1,0 +1,145 @@
+"""Trains small networks and draws the README's pictures: python -m benches.gallery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from llr_fast import MarginLoss, ROLLLoss, demo
+from llr_fast.plot import plot_regions, plot_stability_bounds
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+NORM = {1: "1", 2: "2", math.inf: r"\infty"}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for name, figure in {
+        "regions": regions(),
+        "balls": balls(),
+        "margins": margins(),
+        "stability": stability(),
+    }.items():
+        print(save(figure, IMAGES / f"{name}.png"))
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a picture of 256 colours, which is a third of the size."""
+    figure.savefig(path, dpi=100)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+    return path
+
+
+def regions() -> Figure:
+    """Figure 1 of the paper: no regularisation, Eq. 4, and Eq. 7."""
+    x, y = spirals()
+    networks = {
+        "cross-entropy": trained(x, y, lambda model: None),
+        "distance regularisation (Eq. 4)": trained(x, y, lambda model: MarginLoss(model, lam=1.0)),
+        "relaxed loss (Eq. 7)": trained(x, y, lambda model: ROLLLoss(model, lam=1.0, C=5.0, gamma=1e-3)),
+    }
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for i, (ax, (name, model)) in enumerate(zip(figure.subplots(1, 3), networks.items())):
+        plot_regions(model, x, y=y, extent=(-1.5, 1.5, -1.5, 1.5), colorbar=i == 2, ax=ax)
+        ax.set_title(name)
+    return figure
+
+
+def balls() -> Figure:
+    """The margins of one network for the three norms."""
+    x, y = spirals()
+    model = trained(x, y, lambda model: ROLLLoss(model, lam=0.1, C=5.0))
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for ax, p in zip(figure.subplots(1, 3), (1, 2, math.inf)):
+        plot_regions(model, x, y=y, extent=(-1.2, 1.2, -1.2, 1.2), p=p, colorbar=p == math.inf, ax=ax)
+        ax.set_title(rf"$\ell_{{{NORM[p]}}}$ margins")
+    return figure
+
+
+def margins() -> Figure:
+    """The demo's picture."""
+    digits = demo.load()
+    results = {name: demo.train_and_measure(name, digits, 30, seed=0) for name in ("cross-entropy", "ROLL")}
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax = figure.subplots()
+    demo.plot_margins({name: r.margins[2] for name, r in results.items()}, unit="pixel values from 0 to 1", ax=ax)
+    ax.set_title("Distance from a test digit to the boundary of its linear region")
+    return figure
+
+
+def stability() -> Figure:
+    """Figure 3 of the paper, for digits that are read row by row."""
+    digits = demo.load()
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    for ax, regularised in zip(figure.subplots(2, 1, sharex=True, sharey=True), (False, True)):
+        model = reader(digits, regularised)
+        plot_stability_bounds(model, digits.test_x[0].view(8, 8), 3, unit="pixel value", ax=ax)
+        ax.label_outer()
+        ax.set_title("ROLL" if regularised else "cross-entropy", loc="right")
+    return figure
+
+
+def spirals(points: int = 8) -> tuple[Tensor, Tensor]:
+    """Two spirals of so many points each, [2 points, 2], and their classes."""
+    t = torch.linspace(0.35, 1.0, points)
+    angle = 4.2 * t
+    arm = torch.stack([t * angle.cos(), t * angle.sin()], 1)
+    return torch.cat([arm, -arm]), torch.arange(2).repeat_interleave(points)
+
+
+def trained(x: Tensor, y: Tensor, regulariser: Callable, epochs: int = 1500) -> nn.Module:
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(3) for layer in (nn.Linear(50, 50), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(2, 50), nn.ReLU(), *hidden, nn.Linear(50, 1))
+    loss = regulariser(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in tqdm(range(epochs), unit="epoch"):
+        output, penalty = loss(x) if loss else (model(x), 0)
+        optimizer.zero_grad()
+        (F.binary_cross_entropy_with_logits(output.squeeze(1), y.float()) + penalty).backward()
+        optimizer.step()
+    return model.eval()
+
+
+class Reader(nn.Module):
+    """A recurrent network of images [B, 64], seen as 8 steps of 8 channels."""
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.input, self.state, self.output = nn.Linear(8, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.size(0), self.state.in_features)
+        for step in x.view(-1, 8, 8).unbind(1):
+            state = F.leaky_relu(self.input(step) + self.state(state), 0.1)
+        return self.output(state)
+
+
+def reader(digits: demo.Digits, regularised: bool, epochs: int = 30) -> nn.Module:
+    torch.manual_seed(0)
+    model = Reader()
+    loss = ROLLLoss(model, lam=0.3, C=1.0, estimator="rademacher")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in tqdm(range(epochs), unit="epoch"):
+        for batch in torch.randperm(len(digits.train_y)).split(64):
+            x = digits.train_x[batch]
+            output, penalty = loss(x) if regularised else (model(x), 0)
+            optimizer.zero_grad()
+            (F.cross_entropy(output, digits.train_y[batch]) + penalty).backward()
+            optimizer.step()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()
