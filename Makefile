@@ -7,6 +7,9 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
 SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
 INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter/test_*.py))
 
+# One process for each core: tests are too small to gain from threads.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
 export LLR_FAST_BUILD_EXT ?= auto
 
 .PHONY: demo gallery test check bench test-gpu bench-gpu clean
@@ -19,8 +22,8 @@ gallery: $(INSTALLED)
 
 # The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
 test: $(INSTALLED)
-	$(BIN)/pytest llr_fast tests --ignore=tests/interpreter -m "not gpu"
-	$(if $(INTERPRETER),TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreter -m "not gpu")
+	$(PARALLEL) llr_fast tests --ignore=tests/interpreter -m "not gpu"
+	$(if $(INTERPRETER),TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter -m "not gpu")
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
