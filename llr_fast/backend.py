@@ -65,6 +65,9 @@ def define(schema: str, package: str, fake: Callable) -> None:
 
     def run(*args: Any) -> Any:
         tensor = next(t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor))
+        if torch.is_autocast_enabled(tensor.device.type):  # an operator's dtypes are those of its arguments
+            with torch.autocast(tensor.device.type, enabled=False):
+                return run(*args)
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
             return implementation(op, tensor.device)(*args)
@@ -152,8 +155,8 @@ def _obstacle(name: str) -> str | None:
 @functools.cache
 def _load_native() -> bool:
     """Load the C++ extension. False where it was not built; a file that does not load is an error."""
-    files = sorted(Path(__file__).parent.glob("_C*.so"))
-    for file in files:
+    files = sorted(Path(__file__).parent.glob("_C*.so"), key=os.path.getmtime)
+    for file in files[-1:]:  # one only: an older build beside it defines the same operators
         try:
             torch.ops.load_library(file)
         except OSError as error:

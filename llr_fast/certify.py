@@ -62,10 +62,10 @@ def chunk_of_directions(layers: list[Layer], dtype: torch.dtype) -> int:
     return directions_at_once(max((layer.z.numel() for layer in layers), default=1), dtype)
 
 
-def directions_at_once(widest: int, dtype: torch.dtype) -> int:
-    """How many directions at a time keep the tangents of a layer of `widest` entries within the budget."""
+def directions_at_once(entries: int, dtype: torch.dtype) -> int:
+    """How many directions at a time stay within the budget if one has `entries` tangents in memory at a time."""
     copies = 4  # incoming and outgoing tangents, and a convolution's workspace
-    return max(1, MEMORY_BUDGET // (widest * dtype.itemsize * copies))
+    return max(1, MEMORY_BUDGET // (entries * dtype.itemsize * copies))
 
 
 def all_axes(x: Tensor, chunk: int, dtype: torch.dtype) -> Iterator[Directions]:
@@ -155,4 +155,5 @@ class Backward:
             rows = (layer == index).nonzero().squeeze(1)
             if index >= 0:
                 total = total + self.tangents[index][rows, neuron[rows]].sum()
-        return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]
+        with torch.autocast(total.device.type, enabled=False):  # it reaches into backward passes too
+            return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.convolved import Convolved
 from llr_fast.linearize import identity
 from llr_fast.ops import masked_linear, tangent_activation
 from llr_fast.ops.arguments import accumulation_dtype
@@ -39,14 +40,28 @@ class Directions:
         """A function of single entries, broadcast to `shape`, such as the sum with other tangents."""
         if function is identity and tuple(shape) == tuple(self.tangents.shape[1:]):
             return self
-        operands = [_compact(_with_rank(d._settled(), len(shape))) for d in (self, *others)]
+        operands = [_compact(_with_rank(d.settled(), len(shape))) for d in (self, *others)]
         return Directions(function(*operands).expand(-1, *shape))
 
     def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
         """A function of tensors [B, ...] that works sample by sample: directions become part of the batch."""
-        tangents = _compact(self._settled(), dims=(1,))
+        tangents = _compact(self.settled(), dims=(1,))
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
+
+    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Convolved:
+        """A convolution with `weight` [O, I, ...], computed when its result is used."""
+        return Convolved(self, function, weight)
+
+    @property
+    def count(self) -> int:
+        return self.tangents.size(0)
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
+        """Multiplied by one factor [C] for each entry of the axis behind that of the batch."""
+        tangents = _compact(self.settled())
+        scaled = tangents * factor.view(-1, *[1] * (tangents.dim() - 3))
+        return Directions(scaled.to(self.dtype).expand(-1, *shape))
 
     def linear(self, weight: Tensor) -> Directions:
         """The product of the last axis with `weight` [O, I]."""
@@ -54,17 +69,17 @@ class Directions:
         if self.slope is not None and self.statistic is not None and self.dtype == weight.dtype:
             out, measured = masked_linear(tangents, self.slope, weight, self.statistic)
             return Directions(out, measured=measured)
-        out = F.linear(_compact(self._settled(), dims=range(1, tangents.dim() - 1)), weight)
+        out = F.linear(_compact(self.settled(), dims=range(1, tangents.dim() - 1)), weight)
         return Directions(out.expand(*self.tangents.shape[:-1], -1))
 
     def reshaped(self, shape: Sequence[int]) -> Directions:
         return (
-            self if tuple(shape) == tuple(self.tangents.shape[1:]) else Directions(self._settled().reshape(-1, *shape))
+            self if tuple(shape) == tuple(self.tangents.shape[1:]) else Directions(self.settled().reshape(-1, *shape))
         )
 
     def mapped(self, function: Callable[..., Any], *others: Directions) -> Any:
         """Any linear function of tensors without the axis of directions; lists and tuples of results are kept."""
-        out = torch.vmap(function)(self._settled(), *(d._settled() for d in others))
+        out = torch.vmap(function)(self.settled(), *(d.settled() for d in others))
         return Directions(out) if isinstance(out, Tensor) else [Directions(t) for t in out]
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Directions, Tensor]:
@@ -73,16 +88,16 @@ class Directions:
         Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents, and for
         "total_squares" the sum of all their squares.
         """
-        tangents, total = self._settled(), statistic == "total_squares"
+        tangents, total = self.settled(), statistic == "total_squares"
         if statistic is None:
-            return Directions(tangents * slope), tangents
+            return Directions(_times(tangents, slope)), tangents
         if statistic == "sum_log_abs":
-            return Directions(tangents * slope), tangents.abs().log().sum(0)
+            return Directions(_times(tangents, slope)), tangents.abs().log().sum(0)
         if slope.dim() == 2:
-            out, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
-            return out, measured.sum() if total else measured
+            deferred, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
+            return deferred, measured.sum() if total else measured
         if total:  # plain torch remembers the tangents once, and of the slope no more than the mask
-            return Directions(tangents * slope), _total_squares(tangents)
+            return Directions(_times(tangents, slope)), _total_squares(tangents)
         out, measured = tangent_activation(*_flat(tangents, slope.to(self.dtype)), statistic)
         return Directions(out.view(tangents.shape)), measured.view(slope.shape)
 
@@ -92,7 +107,7 @@ class Directions:
             measured = measure(_compact(tangents, dims=(1,)), statistic).expand(slope.shape)
         return Directions(tangents, slope, statistic), measured
 
-    def _settled(self) -> Tensor:
+    def settled(self) -> Tensor:
         """The tangents with the slope multiplied in."""
         return self.tangents if self.slope is None else self.tangents * self.slope
 
@@ -103,6 +118,10 @@ def measure(tangents: Tensor, statistic: str) -> Tensor:
     if statistic == "sum_squares":
         return tangents.square().sum(0)
     return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+
+
+def _times(tangents: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(slope, tangents, 0.0) if slope.dtype == torch.bool else tangents * slope
 
 
 def _total_squares(tangents: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def gradient_distortion(
     The maximum is searched by a genetic algorithm: from a uniform population, each generation keeps the points of the
     largest change, replaces the rest by random convex combinations of two of those kept, and projects them to the ball;
     there is no mutation. It is a lower bound of the true maximum. The baseline draws uniform points afresh, as many as
-    the search evaluated, so that the difference shows what the search adds.
+    the search evaluated, so that the difference shows what the search adds. That may be nothing: convex combinations
+    move away from the faces of the ball, and the baseline can find the larger change.
 
     Args:
         model: a piecewise-linear network in evaluation mode with output [B, classes].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,46 +16,93 @@ from torch.utils.checkpoint import checkpoint
 from llr_fast import certify, cost
 from llr_fast.directions import Directions, axes
 from llr_fast.gram import Gram, NotAChainError
-from llr_fast.linearize import Evaluation, Layer, Linearization, Values, linearize
+from llr_fast.linearize import Evaluation, Linearization, LinearizedTensor, Values, linearize, offset
+from llr_fast.ops.arguments import accumulation_dtype
+
+
+@dataclass
+class Terms:
+    """Of one layer: squared norms and hinges, each [B, n], or their totals; and the number B * n of its neurons."""
+
+    squares: Tensor
+    hinge: Tensor
+    neurons: int
 
 
 @dataclass
 class Measured:
-    """The model's output, its layers, and for each layer the squared norms [B, n] (or their sums over n, [B])."""
+    """The model's output and the terms of its layers."""
 
     output: Any
-    layers: list[Layer]
-    squares: list[Tensor]
+    layers: list[Terms]
+
+
+@dataclass
+class Brackets(Evaluation):
+    """Collects the terms of Eq. 9; of totals, no more than a byte for each neuron stays in memory."""
+
+    statistic: str | None = "sum_squares"
+
+    def collect(
+        self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, measured: Tensor
+    ) -> Terms:
+        hinge, rows = _hinge(x.value, kinks), x.samples.rows
+        if self.statistic == "total_squares":
+            return Terms(measured, hinge.sum(), x.value.numel())
+        return Terms(rows(measured, lead=measured.dim() - x.value.dim()), rows(hinge), x.value.numel())
+
+
+def brackets(step: Step, total: bool) -> Brackets:
+    return Brackets(step.model, "total_squares" if total else "sum_squares")
+
+
+def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """max(0, 1 - |z - nearest kink|), of the shape of z; its graph holds a byte for each entry."""
+    distance = offset(z, kinks).to(accumulation_dtype(z.dtype))
+    with torch.no_grad():
+        inside = distance.abs() < 1
+        side = (distance.sign() * inside).to(torch.int8)
+    return inside.to(distance.dtype) - distance * side
 
 
 class Step:
     """The evaluations of one training step: the first is the model's forward, later ones repeat it.
 
-    A repetition draws the same random numbers (dropout) and leaves the model's buffers (running statistics) alone.
+    A repetition draws the same random numbers (dropout) and leaves the model's buffers (running statistics, the vectors
+    of spectral normalisation) alone, of which it starts from those that the first one met.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model, self.evaluated = model, False
         self.cuda = [device] if device.type == "cuda" else []
         self.random_state = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.cuda]
+        self.buffers: dict[str, Tensor] | None = None
 
-    def evaluate(self, x: Tensor, linearization: Linearization, statistic: str | None) -> tuple[Any, list[Layer]]:
+    def evaluate(
+        self, x: Tensor, linearization: Linearization, evaluation: Evaluation, again: bool = False
+    ) -> tuple[Any, list[Any]]:
+        """The model's output and what `evaluation` collects of its layers; `again` announces a repetition."""
         if self.evaluated:
-            return self.repeat(x, linearization, statistic)
+            return self.repeat(x, linearization, evaluation)
         self.evaluated = True
-        output, layers = linearize(self.model, x, linearization, Evaluation(self.model, statistic))
+        if again:
+            self.buffers = _copies(dict(self.model.named_buffers()))
+        output, layers = linearize(self.model, x, linearization, evaluation)
         if not layers:
             raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
         return output, layers
 
-    def repeat(self, x: Tensor, linearization: Linearization, statistic: str | None) -> tuple[Any, list[Layer]]:
-        evaluation = Evaluation(self.model, statistic, repeated=True)
+    def repeat(self, x: Tensor, linearization: Linearization, evaluation: Evaluation) -> tuple[Any, list[Any]]:
         with torch.random.fork_rng(self.cuda):
             torch.set_rng_state(self.random_state[0])
             for device, state in zip(self.cuda, self.random_state[1], strict=True):
                 torch.cuda.set_rng_state(state, device)
-            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            buffers = _copies(dict(self.model.named_buffers()) if self.buffers is None else self.buffers)
             return linearize(partial(functional_call, self.model, buffers), x, linearization, evaluation)
+
+
+def _copies(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in buffers.items()}
 
 
 @torch.no_grad()
@@ -63,7 +110,7 @@ def gram_passes(step: Step, x: Tensor) -> float:
     """The cost of `by_gram` in forward passes; inf where the model is no chain of dense layers."""
     gram = Gram.start(x, x.dtype)
     try:
-        step.repeat(x, gram, None)
+        step.repeat(x, gram, Evaluation(step.model))
     except NotAChainError:
         return math.inf
     if not gram.is_chain():
@@ -73,35 +120,38 @@ def gram_passes(step: Step, x: Tensor) -> float:
 
 
 def by_gram(step: Step, x: Tensor, total: bool) -> Measured:
-    """Exact, for chains of dense layers; with `total` only the sum over each layer."""
+    """Exact, for chains of dense layers."""
     gram = Gram.start(x, x.dtype)
-    output, layers = step.evaluate(x, gram, None)
-    return Measured(output, layers, gram.squared_norms(total))
+    output, layers = step.evaluate(x, gram, brackets(step, total))
+    squares = gram.squared_norms(total)
+    return Measured(output, [replace(layer, squares=s) for layer, s in zip(layers, squares, strict=True)])
 
 
-def by_axes(step: Step, x: Tensor) -> Measured:
+def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
     """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
     size = x[0].numel()
     if size <= cost.AFFORDABLE_PASSES:
-        return _along(step, x, axes(x, 0, size, x.dtype), 1)
-    output, layers = step.evaluate(x, Values(), None)
-    dtype = layers[0].z.dtype
-    chunk = certify.chunk_of_directions(layers, dtype)
+        return _along(step, x, axes(x, 0, size, x.dtype), 1, total)
+    output, layers = step.evaluate(x, Values(), brackets(step, total), again=True)
+    # Unlike a certificate, the backward pass needs the tangents of all layers at once.
+    chunk = certify.directions_at_once(sum(layer.neurons for layer in layers), x.dtype)
 
     def squares(start: int) -> list[Tensor]:
-        return _along(step, x, axes(x, start, min(start + chunk, size), dtype), 1).squares
+        directions = axes(x, start, min(start + chunk, size), x.dtype)
+        return [layer.squares for layer in _along(step, x, directions, 1, total).layers]
 
     parts = [checkpoint(squares, start, use_reentrant=False) for start in range(0, size, chunk)]
-    return Measured(output, layers, [sum(same[1:], same[0]) for same in zip(*parts, strict=True)])
+    sums = [sum(same[1:], same[0]) for same in zip(*parts, strict=True)]
+    return Measured(output, [replace(layer, squares=s) for layer, s in zip(layers, sums, strict=True)])
 
 
-def by_random_signs(step: Step, x: Tensor, samples: int, generator: torch.Generator | None) -> Measured:
+def by_random_signs(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
     """Unbiased: sum_j (g_j.v)^2 has the mean sum_j ||g_j||^2 for v of independent random signs."""
     bits = torch.randint(0, 2, (samples, *x.shape), dtype=torch.int8, device=x.device, generator=generator)
-    return _along(step, x, Directions(bits.to(x.dtype) * 2 - 1), 1 / samples)
+    return _along(step, x, Directions(bits.to(x.dtype) * 2 - 1), 1 / samples, total)
 
 
-def by_random_axes(step: Step, x: Tensor, samples: int, generator: torch.Generator | None) -> Measured:
+def by_random_axes(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
     """Unbiased (Eq. 10): different axes for every sample, each at most once."""
     size = x[0].numel()
     if samples > size:
@@ -109,12 +159,13 @@ def by_random_axes(step: Step, x: Tensor, samples: int, generator: torch.Generat
     chosen = torch.rand(x.size(0), size, device=x.device, generator=generator).topk(samples).indices
     unit = torch.zeros(samples, x.size(0), size, dtype=x.dtype, device=x.device)
     unit.scatter_(2, chosen.t().unsqueeze(-1), 1)
-    return _along(step, x, Directions(unit.view(samples, *x.shape)), size / samples)
+    return _along(step, x, Directions(unit.view(samples, *x.shape)), size / samples, total)
 
 
 SAMPLED: dict[str, Callable[..., Measured]] = {"rademacher": by_random_signs, "axis": by_random_axes}
 
 
-def _along(step: Step, x: Tensor, directions: Directions, scale: float) -> Measured:
-    output, layers = step.evaluate(x, directions, "sum_squares")
-    return Measured(output, layers, [layer.statistic * scale for layer in layers])
+def _along(step: Step, x: Tensor, directions: Directions, scale: float, total: bool) -> Measured:
+    # Without totals, sampled norms are taken a second time, to choose the top neurons.
+    output, layers = step.evaluate(x, directions, brackets(step, total), again=not total)
+    return Measured(output, [replace(layer, squares=layer.squares * scale) for layer in layers])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llr_fast.linearize import identity
-from llr_fast.ops.gram_norms import gram_norms
+from llr_fast.ops import gram_norms
 
 
 class NotAChainError(Exception):
@@ -45,6 +45,12 @@ class Gram:
         return self
 
     def batched(self, function: Callable[[Tensor], Tensor]) -> Gram:
+        raise NotAChainError
+
+    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Gram:
+        raise NotAChainError
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Gram:
         raise NotAChainError
 
     def mapped(self, function: Callable[..., Any], *others: Any) -> Gram:

@@ -27,6 +27,8 @@ class Linearization(Protocol):
     def dtype(self) -> torch.dtype: ...
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Any: ...
     def batched(self, function: Callable[[Tensor], Tensor]) -> Any: ...
+    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Any: ...
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Any: ...
     def linear(self, weight: Tensor) -> Any: ...
     def reshaped(self, shape: Sequence[int]) -> Any: ...
     def mapped(self, function: Callable[..., Any], *others: Any) -> Any: ...
@@ -61,11 +63,13 @@ class Layer:
 
 def offset(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     """z minus the nearest of its kinks; the lower one where two are equally near."""
-    nearest: Any = kinks[0]
+    if kinks == (0.0,):
+        return z
     with torch.no_grad():
+        nearest = torch.full_like(z, kinks[0])
         for kink in kinks[1:]:
             nearest = torch.where((z - kink).abs() < (z - nearest).abs(), kink, nearest)
-    return z if isinstance(nearest, float) and nearest == 0 else z - nearest
+    return z - nearest
 
 
 @dataclass
@@ -75,7 +79,8 @@ class Evaluation:
     A certificate refuses layers in training mode, cuts parameters out of the graph and computes values in a precision
     of its own; to the model they keep the dtype `declared`, so that it makes its own constants as ever. `graph` says
     whether its linearization is differentiable by the directions, even where the model switches gradients off.
-    A `repeated` evaluation of a training step leaves the running statistics alone.
+    Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
+    running statistics alone.
     """
 
     model: nn.Module
@@ -83,8 +88,8 @@ class Evaluation:
     certificate: bool = False
     declared: torch.dtype | None = None
     graph: bool = False
-    repeated: bool = False
-    layers: list[Layer] = field(default_factory=list)
+    finished: bool = False
+    layers: list[Any] = field(default_factory=list)
     _paths: dict[int, str] | None = None
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
@@ -101,11 +106,19 @@ class Evaluation:
     ) -> Linearization:
         """Collects the neurons `x`; returns their linearization multiplied by `slope`."""
         linearization, measured = x.linearization.activate(slope, self.statistic)
+        layer = self.collect(function, x, kinks, piece, measured)
+        if not self.finished:
+            self.layers.append(layer)
+        return linearization
+
+    def collect(
+        self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, measured: Tensor
+    ) -> Any:
+        """What to keep of the neurons `x`, whose linearization has the statistic `measured`."""
         rows = x.samples.rows
         measured = rows(measured, lead=measured.dim() - x.value.dim())
         piece = rows(piece) if self.certificate else piece
-        self.layers.append(Layer(self._name(function), rows(x.value), kinks, piece, measured))
-        return linearization
+        return Layer(self._name(function), rows(x.value), kinks, piece, measured)
 
     def module_path(self) -> str:
         """Path in the model of the module whose forward is running; the model's class name for the model itself."""
@@ -146,7 +159,10 @@ class LinearizedTensor(Tensor):
         cls, value: Tensor, linearization: Any, samples: Samples, evaluation: Evaluation, views: Sequence[Any] = ()
     ) -> LinearizedTensor:
         dtype = evaluation.declared or value.dtype
-        self = Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype, device=value.device)
+        # In training it requires gradients, so that the result of a custom autograd function that takes it
+        # has a `grad_fn`.
+        trains = torch.is_grad_enabled() and not evaluation.certificate
+        self = Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype, device=value.device, requires_grad=trains)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
         storage = value.untyped_storage().data_ptr()
@@ -167,6 +183,8 @@ class LinearizedTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[override]
         """Reached only where torch functions are switched off; torch's stub has no class for `self` here."""
+        if func is torch.ops.aten.detach.default:  # a checkpoint keeps its inputs
+            return args[0].replaced(args[0].value, args[0].linearization)
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(self, value: Tensor, linearization: Any, samples: Samples | None = None) -> LinearizedTensor:
@@ -181,7 +199,18 @@ class LinearizedTensor(Tensor):
         self._seen = self._versions[0]
         return self
 
+    def check_no_function(self) -> None:
+        """Raises where a torch.autograd.Function made this tensor: its backward knows nothing of linearizations."""
+        with torch._C.DisableTorchFunctionSubclass():
+            made_by = self.grad_fn
+        if made_by is not None:
+            raise NotPiecewiseLinearError(
+                f"{type(made_by).__name__} in module {self.evaluation.module_path()!r} is a custom autograd function, "
+                "whose backward does not know the penalty; checkpoints need use_reentrant=False"
+            )
+
     def check_current(self, function: str) -> None:
+        self.check_no_function()
         if self._seen != self._versions[0]:
             raise NotPiecewiseLinearError(
                 f"{function} in module {self.evaluation.module_path()!r} reads a tensor that was changed in place "
@@ -202,6 +231,12 @@ class Values:
 
     linear = reshaped = batched
 
+    def convolved(self, function: Any, weight: Tensor) -> Values:
+        return self
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Values:
+        return self
+
     def mapped(self, function: Any, *others: Any) -> Any:
         return _Repeated()
 
@@ -218,13 +253,15 @@ class _Repeated(Values):
 
 def linearize(
     model: Callable[[Tensor], Any], x: Tensor, linearization: Linearization, evaluation: Evaluation
-) -> tuple[Any, list[Layer]]:
+) -> tuple[Any, list[Any]]:
     """Evaluates `model` at `x` [B, ...]; returns its output (plain tensors) and its layers of neurons."""
     root = LinearizedTensor(x, linearization, Samples(x.size(0)), evaluation)
     # Compiled parts of the model run as written: their graphs know nothing of linearized tensors.
     tracing = torch.compiler.is_compiling()
     with contextlib.nullcontext() if tracing else torch.compiler.set_stance("force_eager"):
         output = model(root)
+    evaluation.finished = True
+    tree_map_only(LinearizedTensor, LinearizedTensor.check_no_function, output)
     return tree_map_only(LinearizedTensor, lambda t: t.value, output), evaluation.layers
 
 

@@ -12,7 +12,13 @@ from llr_fast import cost, estimators
 from llr_fast.checks import check_choice, check_count, check_input, check_model, check_not_distributed, check_range
 from llr_fast.directions import Directions
 from llr_fast.estimators import Measured, Step
+from llr_fast.linearize import Evaluation
 from llr_fast.margin import margin
+from llr_fast.ops.arguments import accumulation_dtype
+
+# Dynamo does not trace the tensor subclass on which a loss evaluates its model. The public decorator,
+# torch.compiler.disable, would import the compiler, and Triton with it, as soon as this module is imported.
+as_written = torch._compile._disable_dynamo
 
 ESTIMATORS = ("exact", "rademacher", "axis", "auto")
 
@@ -67,6 +73,7 @@ class ROLLLoss(nn.Module):
         self._gram_passes: float | None = None  # found out in the first exact step
         self._check_schedule()
 
+    @as_written
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
         """The model's output and the penalty, a scalar already times lam and averaged over the batch.
 
@@ -83,11 +90,11 @@ class ROLLLoss(nn.Module):
         step = Step(self.model, x.device)
         estimator = self._resolved(step, x)
         found = self._measure(step, x, estimator)
-        hinges = [torch.relu(1 - layer.distance) for layer in found.layers]
         if self.gamma == 100:
-            total = _total(found.squares) + self.C * _total(hinges)
-            return found.output, self.lam * total / sum(hinge.numel() for hinge in hinges)
-        squares, hinge = torch.cat(found.squares, 1), self.C * torch.cat(hinges, 1)
+            total = _total([layer.squares for layer in found.layers])
+            total = total + self.C * _total([layer.hinge for layer in found.layers])
+            return found.output, self.lam * total / sum(layer.neurons for layer in found.layers)
+        squares, hinge = _joined(found), self.C * torch.cat([layer.hinge for layer in found.layers], 1)
         chosen = self._chosen(step, x, estimator, squares, hinge)
         return found.output, self.lam * (squares + hinge).gather(1, chosen).mean()
 
@@ -106,17 +113,18 @@ class ROLLLoss(nn.Module):
         return "gram" if self._gram_passes < axes else "axes"
 
     def _measure(self, step: Step, x: Tensor, estimator: str) -> Measured:
+        total = self.gamma == 100
         if estimator == "gram":
-            return estimators.by_gram(step, x, total=self.gamma == 100)
+            return estimators.by_gram(step, x, total)
         if estimator == "axes":
-            return estimators.by_axes(step, x)
-        return estimators.SAMPLED[estimator](step, x, self.samples, self.generator)
+            return estimators.by_axes(step, x, total)
+        return estimators.SAMPLED[estimator](step, x, total, self.samples, self.generator)
 
     @torch.no_grad()
     def _chosen(self, step: Step, x: Tensor, estimator: str, squares: Tensor, hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
         if estimator in estimators.SAMPLED:
-            squares = torch.cat(self._measure(step, x, estimator).squares, 1)
+            squares = _joined(self._measure(step, x, estimator))
         count = max(1, math.ceil(squares.size(1) * self.gamma / 100))
         return (squares + hinge).topk(count, dim=1).indices
 
@@ -150,6 +158,7 @@ class MarginLoss(nn.Module):
         check_range("lam", lam, 0)
         self.model, self.lam = model, lam
 
+    @as_written
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
         """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
         check_range("lam", self.lam, 0)
@@ -158,16 +167,23 @@ class MarginLoss(nn.Module):
         found = margin(self.model, x)
         length = found.gradient.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
         unit = (found.gradient / length).masked_fill(length == 0, 0).to(x.dtype)
-        output, layers = Step(self.model, x.device).evaluate(x, Directions(unit.unsqueeze(0)), None)
+        directions, evaluation = Directions(unit.unsqueeze(0)), Evaluation(self.model)
+        output, layers = Step(self.model, x.device).evaluate(x, directions, evaluation)
         bounded = []
         for index, layer in enumerate(layers):
             rows = (found.layer == index).nonzero().squeeze(1)
-            neuron = found.neuron[rows]
-            bounded.append(layer.distance[rows, neuron] / layer.statistic[0][rows, neuron])
+            at = rows, found.neuron[rows]
+            distance, length = layer.distance[at], layer.statistic[0][at]
+            bounded.append(distance.to(accumulation_dtype(distance.dtype)) / length)
         return output, -self.lam * torch.cat(bounded).sum() / x.size(0)
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"
+
+
+def _joined(measured: Measured) -> Tensor:
+    """[B, N]: the squared norms of all neurons."""
+    return torch.cat([layer.squares for layer in measured.layers], 1)
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
 from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
+from llr_fast.ranks import gathered
 
 _PROBES = 2  # directions along which Jacobians are compared, and numbers that are kept of what is found along them
 _RESOLUTION = 1e-9  # of relative differences of Jacobians; rounding in float64 stays below 1e-12
@@ -31,7 +32,13 @@ class RegionCount:
     points: int
 
 
-def count_linear_regions(model: nn.Module, batches: Iterable[Any], *, progress: bool = True) -> RegionCount:
+def count_linear_regions(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    progress: bool = True,
+    group: distributed.ProcessGroup | None = None,
+) -> RegionCount:
     """Bounds of the number of complete linear regions among the points of a data set (#CLR, Lemma 7).
 
     The lower bound is the number of distinct Jacobians of the model, the upper bound that of distinct activation
@@ -50,6 +57,8 @@ def count_linear_regions(model: nn.Module, batches: Iterable[Any], *, progress: 
         batches: x [B, ...], or tuples that begin with x, such as a DataLoader yields. They are moved to the model's
             device.
         progress: whether long work shows a progress bar.
+        group: processes that count together, each with batches of its own, as from a DistributedSampler; each returns
+            the count of all points. `torch.distributed.group.WORLD` for all processes.
 
     Raises:
         TypeError: a batch is no tensor and begins with none.
@@ -64,6 +73,7 @@ def count_linear_regions(model: nn.Module, batches: Iterable[Any], *, progress: 
     counter = Counter(model)
     for x, _ in stream(model, batches, "linear regions", progress):
         counter.add(x)
+    counter.merge(group)
     return counter.result()
 
 
@@ -85,6 +95,12 @@ class Counter:
             layers = certify.evaluate(observed, part, Directions(directions), torch.float64, "sum_squares")
             self._patterns.update(pattern_hashes(layers, len(part)))
             self._jacobians.append(_fingerprints(observed.derivatives(part)).cpu())
+
+    def merge(self, group: distributed.ProcessGroup | None) -> None:
+        """Takes over the points of the other processes of the group."""
+        parts = gathered((self._patterns, self._jacobians), group)
+        self._patterns = {pattern for patterns, _ in parts for pattern in patterns}
+        self._jacobians = [jacobian for _, jacobians in parts for jacobian in jacobians]
 
     def result(self) -> RegionCount:
         jacobians = torch.cat(self._jacobians)

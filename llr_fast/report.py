@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from llr_fast import certify, norms
 from llr_fast.batches import stream
 from llr_fast.checks import check_choice, check_finite, check_range
 from llr_fast.margin import margin
+from llr_fast.ranks import gathered
 from llr_fast.regions import Counter, RegionCount
 
 
@@ -88,6 +89,7 @@ def evaluate(
     failure_probability: float = 1e-10,
     generator: torch.Generator | None = None,
     progress: bool = True,
+    group: distributed.ProcessGroup | None = None,
 ) -> Report:
     """Measures accuracy, l_p margins and linear regions over a data set.
 
@@ -101,6 +103,8 @@ def evaluate(
         percentiles: of the margins, from 0 to 100, to show.
         method, failure_probability, generator: as in `margin`.
         progress: whether long work shows a progress bar.
+        group: processes that evaluate together, each with batches of its own, as from a DistributedSampler; each
+            returns the report of all samples, ordered by rank. `torch.distributed.group.WORLD` for all processes.
 
     Raises:
         TypeError: a batch is no tensor and begins with none.
@@ -140,9 +144,13 @@ def evaluate(
             )
             found[value].append(part.value.cpu() * factor)
             exact[value] &= bool(part.exact.all())
+    counter.merge(group)
     regions = counter.result()
+    ranks = gathered((correct, labelled, found, exact), group)
+    correct, labelled = sum(rank[0] for rank in ranks), sum(rank[1] for rank in ranks)
     accuracy = correct / labelled if labelled else None
-    margins = {value: torch.cat(parts) for value, parts in found.items()}
+    margins = {value: torch.cat([part for rank in ranks for part in rank[2][value]]) for value in wanted}
+    exact = {value: all(rank[3][value] for rank in ranks) for value in wanted}
     unit = "input" if std is None else "input before normalisation"
     return Report(regions.points, accuracy, regions, margins, exact, tuple(percentiles), unit)
 

@@ -32,7 +32,13 @@ def _convolve(
     _require_batch(function, x)
     (w, b), (for_tangents, _) = constants(x, weight, bias)
     value = function(x.value, w, b, *args, **kwargs)
-    return x.replaced(value, x.linearization.batched(lambda t: function(t, for_tangents, None, *args, **kwargs)))
+
+    def convolve(t: Tensor, weight: Tensor) -> Tensor:
+        return function(t, weight, None, *args, **kwargs)
+
+    if "transpose" in function_name(function):  # its weight has the output channels elsewhere
+        return x.replaced(value, x.linearization.batched(lambda t: convolve(t, for_tangents)))
+    return x.replaced(value, x.linearization.convolved(convolve, for_tangents))
 
 
 @rule(
@@ -75,15 +81,21 @@ def _batch_norm(
         )
     x.samples.kept((1,), "batch_norm")
     if training:
-        kept = (None, None) if x.evaluation.repeated else (running_mean, running_var)
-        value = F.batch_norm(x.value, *kept, weight, bias, True, momentum, eps)
-        variance = x.value.detach().var((0, *range(2, x.value.dim())), correction=0)
+        if x.evaluation.finished and running_mean is not None and running_var is not None:
+            running_mean, running_var = running_mean.clone(), running_var.clone()
+        if x.value.numel() == x.value.size(1):
+            raise ValueError(
+                f"batch_norm in module {x.evaluation.module_path()!r}: expected more than one value for each channel "
+                f"in training mode, got shape {tuple(x.value.shape)}"
+            )
+        value, _, factor = torch.native_batch_norm(
+            x.value, weight, bias, running_mean, running_var, True, momentum, eps
+        )
     else:
         (mean, running, scale, shift), _ = constants(x, running_mean, running_var, weight, bias)
         value = F.batch_norm(x.value, mean, running, scale, shift, False, momentum, eps)
         variance = running_var if running_var is not None else torch.ones_like(x.value[0, :, 0])
-    factor = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, x.linearization.dtype)) + eps)
+        factor = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, x.linearization.dtype)) + eps)
     factor = factor if weight is None else factor * weight
     _, (factor,) = constants(x, factor)
-    factor = factor.view(-1, *[1] * (x.value.dim() - 2))
-    return x.replaced(value, x.linearization.pointwise(lambda t: t * factor, value.shape))
+    return x.replaced(value, x.linearization.scaled(factor, value.shape))

@@ -25,7 +25,8 @@ def activate(
     piece = torch.empty(0, dtype=torch.int16)
     if x.evaluation.certificate:
         piece = sum(above, torch.zeros_like(x.value, dtype=torch.int16))
-    slope = above[0] if slopes == (0.0, 1.0) else _slope(x, above, slopes)
+    is_mask = not isinstance(slopes[0], Tensor) and slopes == (0.0, 1.0)
+    slope = above[0] if is_mask else _slope(x, above, slopes)
     return x.replaced(value, x.evaluation.report(name, x, kinks, piece, slope))
 
 

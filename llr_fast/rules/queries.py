@@ -14,12 +14,18 @@ from llr_fast.rules.table import refuse, rule
     *("shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "__len__", "is_same_size"),
     *("device", "get_device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"),
     *("layout", "stride", "is_contiguous", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "has_names"),
-    *("is_complex", "is_conj", "is_neg", "is_inference", "requires_grad", "__repr__", "__format__"),
+    *("is_complex", "is_conj", "is_neg", "is_inference", "__repr__", "__format__"),
     query=True,
 )
 def answer_by_value(function: Any, *args: Any, **kwargs: Any) -> Any:
     args, kwargs = tree_map_only(LinearizedTensor, lambda x: x.value, (args, kwargs))
     return function(*args, **kwargs)
+
+
+@rule("requires_grad", query=True)
+def _requires_grad(function: Any, x: LinearizedTensor) -> bool:
+    """Checkpoints inside checkpoints detach what requires gradients, and the linearization has a graph of its own."""
+    return False
 
 
 @rule(

@@ -29,7 +29,7 @@ def ranks(tmp_path_factory):
     finally:
         for process in processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.RANKS)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(worker.RANKS)]
 
 
 def joint_gradients(network, name):
@@ -62,6 +62,17 @@ def test_models_distributed_inside_are_refused(ranks):
         assert whole.startswith("ValueError: model: it is wrapped by fully_shard; wrap the loss")
         assert part.startswith("ValueError: model: its module '2' is wrapped by fully_shard")
         assert replicated.startswith("ValueError: model: it is wrapped by DistributedDataParallel; wrap the loss")
+
+
+def test_measures_of_all_ranks(ranks):
+    """evaluate and count_linear_regions over a DistributedSampler; the margins are ordered by rank."""
+    report, count = worker.measured(None)
+    for found in ranks:
+        merged, merged_count = found["measured"]
+        assert merged_count == count == merged.regions == report.regions
+        assert (merged.points, merged.accuracy, merged.exact) == (24, report.accuracy, report.exact)
+        for p, values in report.margins.items():
+            torch.testing.assert_close(merged.margins[p], torch.cat([values[0::2], values[1::2]]))
 
 
 def test_no_rank_waits_for_one_that_raised(ranks):

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import llr_fast
 
@@ -71,6 +72,21 @@ def refusals() -> list[str]:
     return [message(lambda model=model: llr_fast.ROLLLoss(model)(x)) for model in models]
 
 
+def samples() -> TensorDataset:
+    """Points of which several lie in the same region."""
+    x = torch.randn(12, 5, dtype=torch.float64, generator=generator(0))
+    return TensorDataset(torch.cat([x, x + 1e-6]), torch.arange(24) % 3)
+
+
+def measured(group: distributed.ProcessGroup | None) -> tuple[llr_fast.Report, llr_fast.RegionCount]:
+    """Of the samples; those of this rank, where there is a group."""
+    model, dataset = batch("relu")[0], samples()
+    sampler = None if group is None else DistributedSampler(dataset, shuffle=False)
+    loader = DataLoader(dataset, batch_size=5, sampler=sampler)
+    report = llr_fast.evaluate(model, loader, progress=False, group=group)
+    return report, llr_fast.count_linear_regions(model, loader, progress=False, group=group)
+
+
 def one_rank_raises(rank: int) -> str:
     """An empty batch on rank 1, while rank 0 waits for its gradients."""
     model, x, y = batch("relu")
@@ -94,6 +110,7 @@ def main(rank: int, folder: Path) -> None:
                 step(loss, x[half], y[half])
                 found[network, name, wrapping] = gradients(loss)
     found["refusals"] = refusals()
+    found["measured"] = measured(distributed.group.WORLD)
     distributed.barrier()
     found["one_rank_raises"] = one_rank_raises(rank)
     torch.save(found, folder / f"{rank}.pt")

@@ -1,0 +1,112 @@
+"""A training step with the sampled ROLL penalty next to one without it: time, and the memory that tensors take."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+import llr_fast
+from benches import baselines, networks
+from benches.providers import CROSS_ENTROPY, OURS, check_agreement, cross_entropy, step
+
+pytestmark = pytest.mark.timeout(600)
+
+MOST_TIME, MOST_MEMORY = 2.5, 2.2  # times those of the plain step
+SIZE, BATCH = 224, 8
+SEED = 1
+
+
+def resnet18(device, size, batch):
+    """ResNet-18 in training mode and a batch of random images."""
+    model, _ = networks.resnet18(32)
+    return model.train().to(device), torch.rand(batch, 3, size, size, device=device)
+
+
+def with_roll(model, x, **options):
+    """Cross-entropy and ROLL with one random direction, the same in each step."""
+    generator = torch.Generator(x.device)
+    loss = llr_fast.ROLLLoss(model, generator=generator, **{"estimator": "rademacher", **options})
+    target = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def call():
+        generator.manual_seed(SEED)
+        output, penalty = loss(x)
+        return F.cross_entropy(output, target) + penalty
+
+    return call
+
+
+def with_jvp(model, x):
+    """The same in plain torch, by forward-mode differentiation of the hidden values."""
+    signs = torch.randint(0, 2, (1, *x.shape), dtype=torch.int8, generator=torch.Generator().manual_seed(SEED))
+    plain, direction = cross_entropy(model, x), (2 * signs[0] - 1).to(x)
+
+    def values(x):
+        return torch.cat([z.flatten(1) for z in baselines.hidden_values(model, x)], 1)
+
+    def call():
+        z, tangents = torch.func.jvp(values, (x,), (direction,))
+        return plain() + baselines.penalty(tangents.square(), z)
+
+    return call
+
+
+def check(size=32, batch=2):
+    """Raises unless both ways agree on loss and gradients, with fixed statistics, in float64."""
+    model, x = resnet18("cpu", size, batch)
+    model, x = model.eval().double(), x.double()
+    losses = {"jvp": with_jvp(model, x), OURS: with_roll(model, x)}
+    check_agreement({name: step(model, loss) for name, loss in losses.items()}, rtol=1e-9)
+
+
+def test_step(device, interleaved, benchmark):
+    check()
+    model, x = resnet18(device, SIZE, BATCH)
+    providers = {CROSS_ENTROPY: step(model, cross_entropy(model, x)), OURS: step(model, with_roll(model, x))}
+    interleaved(providers, table="training", network="ResNet-18", shape=list(x.shape), dtype="float32")
+    if benchmark.enabled:
+        seconds = benchmark.extra_info["seconds"]
+        assert seconds[OURS] <= MOST_TIME * seconds[CROSS_ENTROPY], seconds
+
+
+def test_peak_memory(device, benchmark):
+    check()
+    model, x = resnet18(device, SIZE, BATCH)
+    found = {CROSS_ENTROPY: peak(step(model, cross_entropy(model, x)), device)}
+    found[OURS] = benchmark.pedantic(peak, (step(model, with_roll(model, x)), device))
+    record(benchmark, device, "ResNet-18", x, found)
+    assert found[OURS] <= MOST_MEMORY * found[CROSS_ENTROPY], found
+
+
+def test_peak_memory_of_exact_mode(device, benchmark, monkeypatch):
+    """Beyond the plain step, no more than the budget of a chunk of axes."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 2**26)
+    model, x = networks.convnet(3, 32).to(device), torch.rand(4, 3, 32, 32, device=device)
+    found = {CROSS_ENTROPY: peak(step(model, cross_entropy(model, x)), device)}
+    found[OURS] = benchmark.pedantic(peak, (step(model, with_roll(model, x, estimator="exact")), device))
+    record(benchmark, device, "two convolutions of 8 maps", x, found)
+    assert found[OURS] <= found[CROSS_ENTROPY] + llr_fast.certify.MEMORY_BUDGET, found
+
+
+def peak(call, device):
+    """Most bytes of tensors at a time, beyond those that are there before."""
+    call()  # gradients, and what is allocated once
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    events = [(e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    most = held = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        held += size
+        most = max(most, held)
+    return most
+
+
+def record(benchmark, device, network, x, found):
+    megabytes = {name: size / 1e6 for name, size in found.items()}
+    about = {"device": device, "table": "training memory", "network": network, "shape": list(x.shape)}
+    benchmark.extra_info.update(**about, megabytes=megabytes, dtype="float32")
