@@ -27,7 +27,7 @@ def render(results: dict) -> str:
     runs = [run["extra_info"] for run in results["benchmarks"]]
     parts = [_introduction(results)]
     for name, table in TABLES.items():
-        chosen = [run for run in runs if run["table"] == name]
+        chosen = [run for run in runs if run["table"].split()[0] == name]
         if chosen:
             parts.append(table(chosen))
     return "\n\n".join(parts) + "\n"
@@ -67,7 +67,18 @@ def _roll(runs: list[dict]) -> str:
         name = f"{run['network']}, batch {run['shape'][0]}: {passes}"
         alternatives = [_number(ratio(run, provider)) for provider in LABELS]
         rows.append([name, *alternatives, _number(1 / ratio(run, CROSS_ENTROPY))])
-    return _table(["exact ROLL", *LABELS.values(), "cost over cross-entropy"], rows)
+    return _table(["exact ROLL", *LABELS.values(), "over cross-entropy"], rows)
+
+
+def _training(runs: list[dict]) -> str:
+    rows = []
+    for run in runs:
+        if "seconds" in run:
+            name = f"{run['network']}, D = {math.prod(run['shape'][1:]):,}, batch {run['shape'][0]}"
+            peaks = [r["megabytes"] for r in runs if r["table"] == "training memory" and r["network"] == run["network"]]
+            memory = [_number(peak[OURS] / peak[CROSS_ENTROPY]) for peak in peaks]
+            rows.append([name, _number(1 / ratio(run, CROSS_ENTROPY)), *memory])
+    return _table(["step with sampled ROLL over one without", "time", "peak memory"], rows)
 
 
 def _margin(runs: list[dict]) -> str:
@@ -76,7 +87,7 @@ def _margin(runs: list[dict]) -> str:
         points, *sizes = run["shape"]
         name = f"{run['network']}, D = {math.prod(sizes):,}, batch {points:,}"
         rows.append([name, _number(ratio(run, "layer_by_layer")), _number(1 / ratio(run, "forward"))])
-    table = _table(["exact l2 margin", "Appendix D", "cost over a forward pass"], rows)
+    table = _table(["exact l2 margin", "Appendix D", "over a forward pass"], rows)
     scaled = [run["scaled"]["layer_by_layer"] for run in runs if "scaled" in run]
     return table + "".join(f"\n\nAppendix D was timed on 1/{scale:.3g} of the points." for scale in scaled)
 
@@ -102,7 +113,9 @@ def _growth(runs: list[dict]) -> str:
         ]
         sizes, *others = [" / ".join(curve) for curve in curves]
         rows.append([f"{axis} {sizes}", *others])
-    return _table(["exact ROLL step as it grows", "D + 1 passes", "Appendix D", "cost over cross-entropy"], rows)
+    first, last = runs[0], runs[-1]  # of the sweeps of the input and of the batch: all else is as in every sweep
+    base = f"{last['input']}-{last['width']}x{last['depth']}-10, batch {first['batch']}"
+    return _table([f"exact ROLL step, {base}, as one grows", "D + 1 passes", "Appendix D", "over cross-entropy"], rows)
 
 
 def _memory(runs: list[dict]) -> str:
@@ -115,7 +128,7 @@ def _memory(runs: list[dict]) -> str:
     return _table(["peak MB of an exact ROLL step", "D + 1 passes", "Appendix D", "llr_fast", "cross-entropy"], rows)
 
 
-TABLES = {"roll": _roll, "margin": _margin, "ops": _ops, "growth": _growth, "memory": _memory}
+TABLES = {"roll": _roll, "training": _training, "margin": _margin, "ops": _ops, "growth": _growth, "memory": _memory}
 
 
 def _number(value: float) -> str:
