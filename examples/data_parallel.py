@@ -37,8 +37,8 @@ def main(steps: str = "20", kind: str = "ddp") -> None:
         loss.backward()
         optimizer.step()
     print(f"rank {rank}: loss {loss.item():.3f}")
-    # Gloo's thread lets go of the last gradient's work before it takes part in the barrier: torch 2.13 can deadlock
-    # where the thread does so, which takes Python's lock, while this one destroys `parallel`, which waits for it.
+    # Gloo's thread lets go of the last gradient's work before it takes part in the barrier. Without it, processes were
+    # seen to hang at exit: the thread waited for Python's lock, which this one held while it waited for the thread.
     distributed.barrier()
     distributed.destroy_process_group()
 
