@@ -1,0 +1,103 @@
+"""The networks that learn MNIST, and how each variant of the loss trains them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from llr_fast import ROLLLoss
+from llr_fast.paper.datasets import Images
+from llr_fast.paper.training import Training, fit
+
+MEAN, STD = 0.1307, 0.3081
+BATCH = 64
+
+
+class Variant(NamedTuple):
+    """A loss: cross-entropy, with ROLL unless C is None."""
+
+    C: float | None = None
+    lam: float = 2.0
+    gamma: float = 100.0
+    estimator: str = "exact"
+    samples: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.C is None:
+            return "vanilla"
+        return f"C{self.C:g}-lam{self.lam:g}-gamma{self.gamma:g}-{self.estimator}"
+
+
+class Split(NamedTuple):
+    """Images with labels."""
+
+    train: Subset
+    validation: Subset
+    test: TensorDataset
+
+
+def split(images: Images, mean: float = 0.0, std: float = 1.0, flat: bool = False) -> Split:
+    """The paper's: 55,000 to train, 5,000 to validate, the first of a shuffle with seed 1; of fewer the same parts."""
+    train, test = (
+        TensorDataset((x.flatten(1) if flat else x.unsqueeze(1)).sub(mean).div(std), y)
+        for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y))
+    )
+    order = numpy.arange(len(train))
+    numpy.random.RandomState(1).shuffle(order)
+    held = len(train) // 12
+    return Split(Subset(train, order[held:].tolist()), Subset(train, order[:held].tolist()), test)
+
+
+def dense(pixels: int) -> nn.Sequential:
+    """The paper's network for MNIST: four hidden layers of 300."""
+    sizes = (pixels, 300, 300, 300, 300)
+    hidden = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(300, 10))
+
+
+def convolutional(pixels: int) -> nn.Sequential:
+    """A small one for square images: two convolutions of stride 2 and a hidden dense layer."""
+    side = round(pixels**0.5)
+    for _ in range(2):
+        side = (side + 1) // 2
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * side**2, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
+def train(model: nn.Module, variant: Variant, data: Split, epochs: int, path: Path) -> int:
+    """Trains with the paper's optimizer and leaves the model in its best epoch, which is returned.
+
+    The best epoch is that of the lowest total loss on the validation images.
+    """
+    roll = None if variant.C is None else ROLLLoss(model, **variant._asdict())
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        output, penalty = roll(batch[0]) if roll else (model(batch[0]), 0.0)
+        return F.cross_entropy(output, batch[1]) + penalty
+
+    @torch.no_grad()
+    def validation() -> float:
+        total = sum(loss(batch).item() * len(batch[1]) for batch in DataLoader(data.validation, 500))
+        return total / len(data.validation)
+
+    training = Training(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5, nesterov=True),
+        loss,
+        lambda: DataLoader(data.train, BATCH, shuffle=True),
+        {"validation": validation},
+    )
+    best = fit(training, epochs, path, path.stem)["validation"]
+    model.load_state_dict(best["state"])
+    return best["epoch"]

@@ -1,0 +1,128 @@
+"""An experiment's folder: what is finished stays in it, so that a run that was interrupted goes on when run again."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from llr_fast.doctor import versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Study:
+    """Steps and results of one experiment.
+
+    `out/name/` holds the finished steps and the networks in training; `out/name.json`, `.md` and `-*.png` the results.
+
+    Args:
+        name: of the experiment.
+        out: the folder.
+        settings: that the results depend on, ready for JSON.
+
+    Raises:
+        ValueError: the folder holds steps of other settings.
+    """
+
+    def __init__(self, name: str, out: Path, settings: Mapping[str, Any]) -> None:
+        self.name, self.out, self.folder = name, out, out / name
+        self.settings = json.loads(json.dumps(settings))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known = _read(self.folder / "settings.json", self.settings)
+        if known != self.settings:
+            differing = sorted(k for k in known.keys() | settings.keys() if known.get(k) != self.settings.get(k))
+            were = ", ".join(f"{key}={known.get(key)!r}" for key in differing)
+            raise ValueError(
+                f"out: expected a folder of the same settings or none, got {self.folder} with {were}; "
+                "delete it or choose another"
+            )
+        if not (self.folder / "settings.json").exists():
+            _write(self.folder / "settings.json", self.settings)
+            _write(self.folder / "commit.json", _commit())
+
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, which JSON must be able to hold; it is not called where an earlier run did."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            start = time.perf_counter()
+            try:
+                _write(path, compute())
+            finally:
+                self._note_duration(name, time.perf_counter() - start)
+        return _read(path, None)
+
+    def publish(
+        self, results: Mapping[str, Any], text: str, pictures: Mapping[str, Figure] | None = None, **about: Any
+    ) -> None:
+        """Writes results and pictures; prints the text."""
+        record = {
+            "experiment": self.name,
+            "commit": _read(self.folder / "commit.json", None),
+            "machine": dict(versions()),
+            "seconds": {name: round(seconds, 1) for name, seconds in self._durations().items()},
+            "settings": self.settings,
+            **about,
+            "results": results,
+        }
+        _write(self.out / f"{self.name}.json", record)
+        minutes = sum(self._durations().values()) / 60
+        where = f"{record['machine']['cpu']}, PyTorch {record['machine']['torch']}, commit {record['commit']}"
+        text = f"{text}\n\nRun: {minutes:.1f} minutes on {where}.\n"
+        (self.out / f"{self.name}.md").write_text(text)
+        print(text)
+        for name, figure in (pictures or {}).items():
+            path = self.out / f"{self.name}-{name}.png"
+            figure.savefig(path, dpi=100)
+            print("picture:", path)
+
+    def _durations(self) -> dict[str, float]:
+        return _read(self.folder / "durations.json", {})
+
+    def _note_duration(self, step: str, seconds: float) -> None:
+        durations = self._durations()
+        _write(self.folder / "durations.json", {**durations, step: durations.get(step, 0.0) + seconds})
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; numbers with three digits."""
+    cells = [[f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row] for row in rows]
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _commit() -> str:
+    """Of the checkout that the package lies in when a run begins, marked where changed; "unknown" outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def _write(path: Path, content: Any) -> None:
+    """In two steps, so that an interruption leaves no half of a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(_finite(content), indent=1) + "\n")
+    partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no word for infinite margins: they become null."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
