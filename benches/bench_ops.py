@@ -5,7 +5,7 @@ import torch
 
 from benches import networks
 from benches.providers import OURS, REFERENCE, check_agreement, on_reference
-from llr_fast.ops import margin_reduce, masked_linear, tangent_activation
+from llr_fast.ops import gram_linear, margin_reduce, masked_linear, tangent_activation
 from llr_fast.ops.gram_norms import gram_norms
 
 pytestmark = pytest.mark.timeout(600)
@@ -22,6 +22,12 @@ def tangents_through_dense_layer(device):
     tangents, slope = torch.randn(256, 8, 512, device=device), _slopes((8, 512), device)
     weight = torch.randn(512, 512, device=device) / 16
     return [tangents, weight], lambda t, w: masked_linear(t, slope, w, "sum_squares")
+
+
+def gram_matrices_through_dense_layer(device):
+    jacobian, weight = torch.randn(64, 300, 300, device=device) / 16, torch.randn(300, 300, device=device) / 16
+    slope = _slopes((64, 300), device)
+    return [jacobian @ jacobian.mT, weight], lambda g, w: gram_linear(g, slope, w)
 
 
 def gram_matrices_of_chain(device):
@@ -41,6 +47,7 @@ def smallest_ratio(device):
 CASES = {  # name -> sizes; the tensors that require a gradient, and the operator on them
     "tangent_activation": ("tangents [20, 1, 802816]", tangents_through_activation),
     "masked_linear": ("tangents [256, 8, 512], 512 neurons", tangents_through_dense_layer),
+    "gram_linear": ("300 neurons to 300, batch 64", gram_matrices_through_dense_layer),
     "gram_norms": ("784-300-300-300-300, batch 64", gram_matrices_of_chain),
     "margin_reduce": ("3 layers, 1028608 neurons", smallest_ratio),
 }
@@ -52,7 +59,7 @@ def test_forward(op, device, interleaved):
     _compare(op, "forward", torch.no_grad()(lambda: list(function(*inputs))), interleaved)
 
 
-@pytest.mark.parametrize("op", ["tangent_activation", "masked_linear", "gram_norms"])
+@pytest.mark.parametrize("op", [op for op in CASES if op != "margin_reduce"])
 def test_forward_and_backward(op, device, interleaved):
     inputs, function = CASES[op][1](device)
     inputs = [tensor.requires_grad_() for tensor in inputs]

@@ -2,8 +2,7 @@
 #include <tuple>
 #include <vector>
 
-#include "aten.h"
-#include "kernels.h"
+#include "gram.h"
 
 namespace llr_fast {
 namespace {
@@ -12,14 +11,6 @@ using torch::stable::copy_;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using Tensors = std::vector<Tensor>;
-
-template <class T>
-Tensor with_padded_rows(const Tensor& matrix) {
-  Tensor out = new_zeros(matrix, {matrix.size(0), padded<T>(matrix.size(1))});
-  Tensor inside = part(out, 1, 0, matrix.size(1));
-  copy_(inside, matrix);
-  return out;
-}
 
 // a a^T with padded rows: blocks of rows up to the diagonal, and their mirror image.
 template <class T>
@@ -72,6 +63,12 @@ struct Chain {
 
   int64_t layers() const { return widths.size(); }
   int64_t row() const { return total ? layers() : neurons; }
+  // Each thread has seven matrices of its own for every layer.
+  int64_t threads() const {
+    int64_t elements = 0;
+    for (const int64_t n : widths) elements += 7 * n * n;
+    return thread_count<T>(batch, elements);
+  }
 };
 
 template <class T>
@@ -105,7 +102,7 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
                            slope.data(),   slopes_need_gradient};
 
   const auto kernel = kernels<T>().gram_norms;
-  const auto work = [&](int64_t thread) {
+  const auto work = [&](int64_t thread, int64_t first, int64_t last) {
     GramNorms<T> task{chain.row(), norms, upstream, nullptr, nullptr, nullptr, nullptr};
     std::vector<T*> weight_gradient{nullptr}, cross_gradient{nullptr}, slope_gradient;
     if (gradients) {
@@ -118,11 +115,9 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
       task.cross_gradient = cross_gradient.data();
       task.slope_gradient = slope_gradient.data();
     }
-    kernel(view, task, chain.batch * thread / threads, chain.batch * (thread + 1) / threads);
+    kernel(view, task, first, last);
   };
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread) work(thread);
-  });
+  share_batch(chain.batch, threads, work);
 
   if (!norms) return;
   const T* gram = data<T>(chain.gram);
@@ -142,9 +137,6 @@ void run_batch(const Chain<T>& chain, T* norms, const T* upstream, Gradients<T>*
 // From the kernel's gradients to those by the weights.
 template <class T>
 Tensors weight_gradients(const Chain<T>& chain, const Gradients<T>& gradients, const T* upstream) {
-  const auto summed = [](const Tensor& shares, int64_t columns) {
-    return torch::stable::sum(part(shares, 2, 0, columns), std::vector<int64_t>{0});
-  };
   const int64_t n = chain.widths[0];
   const Tensor gram = summed(gradients.gram, n);
   T* diagonal = mutable_data<T>(gram);
@@ -159,21 +151,11 @@ Tensors weight_gradients(const Chain<T>& chain, const Gradients<T>& gradients, c
   return out;
 }
 
-// No more threads than samples, or than memory allows: each has matrices of its own for every layer.
-template <class T>
-int64_t thread_count(const Chain<T>& chain) {
-  constexpr int64_t most_bytes = int64_t{4} << 30, matrices = 7;
-  int64_t bytes = 1;
-  for (const int64_t n : chain.widths) bytes += matrices * n * n * sizeof(T);
-  const int64_t most = std::max<int64_t>(1, std::min(chain.batch, most_bytes / bytes));
-  return std::clamp<int64_t>(torch::stable::get_num_threads(), 1, most);
-}
-
 template <class T>
 Tensor norms_of(const Tensors& weights, const Tensors& slopes, bool total) {
   const Chain<T> chain(weights, slopes, total);
   Tensor norms = new_empty(chain.gram, {chain.batch, chain.row()});
-  run_batch<T>(chain, mutable_data<T>(norms), nullptr, nullptr, thread_count(chain));
+  run_batch<T>(chain, mutable_data<T>(norms), nullptr, nullptr, chain.threads());
   return norms;
 }
 
@@ -187,7 +169,7 @@ NormsAndGradients gradients_of(const Tensor& upstream_, const Tensors& weights, 
   STD_TORCH_CHECK(upstream.scalar_type() == chain.weights[0].scalar_type() && upstream.dim() == 2 &&
                       upstream.size(0) == chain.batch && upstream.size(1) == chain.row(),
                   "gram_norms: upstream gradient does not fit");
-  const int64_t threads = thread_count(chain);
+  const int64_t threads = chain.threads();
   Gradients<T> gradients(chain, threads, needs_slopes);
   Tensor norms = new_empty(chain.gram, {needs_norms ? chain.batch : 0, chain.row()});
   run_batch<T>(chain, needs_norms ? mutable_data<T>(norms) : nullptr, data<T>(upstream), &gradients, threads);

@@ -46,6 +46,27 @@ struct GramNorms {
   T* const* slope_gradient;
 };
 
+// Gram matrices of a layer, slopes [B, n] of its activation, and the layer after it. The rows of matrices are padded.
+template <class T>
+struct GramLinear {
+  int64_t n, outputs;
+  const T* gram;        // [B or 1, n, n]
+  int64_t gram_stride;  // from sample to sample; 0 where they share one
+  const T* slope;
+  const T* weight;             // [O, n]
+  const T* weight_transposed;  // [n, O]
+};
+
+// Of what arrives from above, which is not padded, one may be null. Gradients are added; those that are null are not
+// wanted. That by slope needs the one by weight.
+template <class T>
+struct GramLinearGradients {
+  const T *d_out, *d_diagonal;  // [B, O, O] and [B, O]
+  T* d_gram;
+  int64_t d_gram_stride;
+  T *d_slope, *d_weight;
+};
+
 enum class Statistic { sum_squares, sum_abs, max_abs };
 
 // Tangents [K, B, n] and slopes [B, n] of an activation. Strides are in elements; b_stride is 0 where samples share.
@@ -72,6 +93,9 @@ constexpr int64_t kTangentBlock = 2048;
 template <class T>
 struct Kernels {
   void (*gram_norms)(const DenseChain<T>&, const GramNorms<T>&, int64_t first_sample, int64_t last_sample);
+  void (*gram_linear)(const GramLinear<T>&, T* out, T* diagonal, int64_t first_sample, int64_t last_sample);
+  void (*gram_linear_backward)(const GramLinear<T>&, const GramLinearGradients<T>&, int64_t first_sample,
+                               int64_t last_sample);
   void (*tangent_activation)(const Tangents<T>&, T* out, T* stat, int64_t first_item, int64_t last_item);
   void (*tangent_activation_backward)(const Tangents<T>&, const TangentGradients<T>&, int64_t first_item,
                                       int64_t last_item);

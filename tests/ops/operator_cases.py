@@ -112,14 +112,17 @@ def cases() -> Iterator[tuple]:
                 yield op, shape, extra, i % 2 == 1
 
 
-def outputs_and_gradients(function: Callable, tensors: tuple[Tensor, ...], extra: tuple) -> list[Tensor]:
-    """The outputs, and the gradients by every tensor of their sum weighted by fixed random numbers."""
-    tensors = [t.detach().requires_grad_() for t in tensors]
+def outputs_and_gradients(
+    function: Callable, tensors: tuple[Tensor, ...], extra: tuple, wanted: tuple[bool, ...] = (True, True, True)
+) -> list[Tensor]:
+    """The outputs, and the gradients by the tensors wanted of their sum weighted by fixed random numbers."""
+    tensors = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted)]
     found = function(*tensors, *extra)
     used = [t for t in found if t.requires_grad and t.numel()]
     generator = torch.Generator().manual_seed(7)
     weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in used]
-    gradients = torch.autograd.grad(used, tensors, weights, allow_unused=True, materialize_grads=True) if used else []
+    by = [t for t in tensors if t.requires_grad]
+    gradients = torch.autograd.grad(used, by, weights, allow_unused=True, materialize_grads=True) if used else []
     return [t.detach() for t in (*found, *gradients)]
 
 
@@ -128,9 +131,9 @@ def expected(op: str, tensors: tuple[Tensor, ...], extra: tuple) -> list[Tensor]
     return outputs_and_gradients(DIFFERENTIABLE[op][3], tuple(t.double() for t in tensors), extra)
 
 
-def computed(op: str, tensors: tuple[Tensor, ...], extra: tuple, name: str) -> list[Tensor]:
+def computed(op: str, tensors: tuple[Tensor, ...], extra: tuple, name: str, *wanted: bool) -> list[Tensor]:
     with backend(name):
-        return outputs_and_gradients(getattr(ops, op), tensors, extra)
+        return outputs_and_gradients(getattr(ops, op), tensors, extra, wanted or (True, True, True))
 
 
 def assert_close(found: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> None:
