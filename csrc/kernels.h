@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-// Clang knows neither the target pragma nor the shuffles that these need, and gets the generic kernels.
+// Clang does not know the target pragma that these need, and gets the generic kernels.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define X86_KERNELS
 #endif
