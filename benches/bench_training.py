@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 import llr_fast
 from benches import baselines, networks
+from benches.memory import peak_of_tensors
 from benches.providers import CROSS_ENTROPY, OURS, check_agreement, cross_entropy, step
 
 pytestmark = pytest.mark.timeout(600)
@@ -72,8 +72,8 @@ def test_step(device, interleaved, benchmark):
 def test_peak_memory(device, benchmark):
     check()
     model, x = resnet18(device, SIZE, BATCH)
-    found = {CROSS_ENTROPY: peak(step(model, cross_entropy(model, x)), device)}
-    found[OURS] = benchmark.pedantic(peak, (step(model, with_roll(model, x)), device))
+    found = {CROSS_ENTROPY: peak_of_tensors(step(model, cross_entropy(model, x)), device)}
+    found[OURS] = benchmark.pedantic(peak_of_tensors, (step(model, with_roll(model, x)), device))
     record(benchmark, device, "ResNet-18", x, found)
     assert found[OURS] <= MOST_MEMORY * found[CROSS_ENTROPY], found
 
@@ -82,28 +82,10 @@ def test_peak_memory_of_exact_mode(device, benchmark, monkeypatch):
     """Beyond the plain step, no more than the budget of a chunk of axes."""
     monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 2**26)
     model, x = networks.convnet(3, 32).to(device), torch.rand(4, 3, 32, 32, device=device)
-    found = {CROSS_ENTROPY: peak(step(model, cross_entropy(model, x)), device)}
-    found[OURS] = benchmark.pedantic(peak, (step(model, with_roll(model, x, estimator="exact")), device))
+    found = {CROSS_ENTROPY: peak_of_tensors(step(model, cross_entropy(model, x)), device)}
+    found[OURS] = benchmark.pedantic(peak_of_tensors, (step(model, with_roll(model, x, estimator="exact")), device))
     record(benchmark, device, "two convolutions of 8 maps", x, found)
     assert found[OURS] <= found[CROSS_ENTROPY] + llr_fast.certify.MEMORY_BUDGET, found
-
-
-def peak(call, device):
-    """Most bytes of tensors at a time, beyond those that are there before."""
-    call()  # gradients, and what is allocated once
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    events = [(e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    most = held = 0
-    for _, size in sorted(events, key=lambda event: event[0]):
-        held += size
-        most = max(most, held)
-    return most
 
 
 def record(benchmark, device, network, x, found):

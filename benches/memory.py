@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from benches import networks
 from benches.providers import CROSS_ENTROPY, Provider, cross_entropy, roll_penalties, step
@@ -45,6 +48,18 @@ def peak(call: Provider, device: str) -> int:
     before = _high_water()
     call()
     return _high_water() - before
+
+
+def peak_of_tensors(call: Provider, device: str) -> int:
+    """Bytes of tensors at a time in a repeated call, beyond those that are there before."""
+    call()  # gradients, and what is allocated once
+    if device == "cuda":
+        return peak(call, device)
+    gc.collect()  # garbage of before would count as freed by the call
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    events = [(e.start_ns(), e.nbytes()) for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(size for _, size in sorted(events, key=lambda event: event[0])))
 
 
 def _high_water() -> int:

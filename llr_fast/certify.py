@@ -57,9 +57,12 @@ def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def chunk_of_directions(layers: list[Layer], dtype: torch.dtype) -> int:
-    """How many directions at a time keep the tangents of the widest layer within the budget."""
-    return directions_at_once(max((layer.z.numel() for layer in layers), default=1), dtype)
+def chunk_of_directions(layers: list[Layer], dtype: torch.dtype, entries: int = 0) -> int:
+    """How many directions at a time keep the tangents of the widest layer within the budget.
+
+    `entries` is the size of a direction where they are made chunk by chunk.
+    """
+    return directions_at_once(max((layer.z.numel() for layer in layers), default=1) + entries, dtype)
 
 
 def directions_at_once(entries: int, dtype: torch.dtype) -> int:
@@ -106,7 +109,7 @@ def gradient_norms(
     if gram is not None:
         return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
     tangents = tangent_dtype(model, x)
-    chunks = all_axes(x, chunk_of_directions(layers, tangents), tangents)
+    chunks = all_axes(x, chunk_of_directions(layers, tangents, x[0].numel()), tangents)
     return [norms.from_statistic(s, q) for s in statistics(model, x, chunks, norms.statistic_of(q), dtype)]
 
 

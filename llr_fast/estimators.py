@@ -133,8 +133,8 @@ def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
     if size <= cost.AFFORDABLE_PASSES:
         return _along(step, x, axes(x, 0, size, x.dtype), 1, total)
     output, layers = step.evaluate(x, Values(), brackets(step, total), again=True)
-    # Unlike a certificate, the backward pass needs the tangents of all layers at once.
-    chunk = certify.directions_at_once(sum(layer.neurons for layer in layers), x.dtype)
+    # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
+    chunk = certify.directions_at_once(sum(layer.neurons for layer in layers) + size, x.dtype)
 
     def squares(start: int) -> list[Tensor]:
         directions = axes(x, start, min(start + chunk, size), x.dtype)
