@@ -5,7 +5,7 @@ INSTALLED = .venv/.installed-$(LLR_FAST_BUILD_EXT)
 LINUX := $(filter Linux,$(shell uname -s))
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
 SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
-INTERPRETER := $(and $(LINUX),$(wildcard tests/interpreter/test_*.py))
+INTERPRETED := $(and $(LINUX),$(wildcard tests/kernels/test_*.py))
 
 # One process for each core: tests are too small to gain from threads.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
@@ -22,8 +22,8 @@ gallery: $(INSTALLED)
 
 # The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
 test: $(INSTALLED)
-	$(PARALLEL) llr_fast tests --ignore=tests/interpreter -m "not gpu"
-	$(if $(INTERPRETER),TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter -m "not gpu")
+	$(PARALLEL) llr_fast tests -m "not gpu"
+	$(if $(INTERPRETED),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
@@ -35,7 +35,7 @@ bench: $(INSTALLED)
 	$(BIN)/pytest benches --benchmark-enable -m "not gpu"
 
 test-gpu: $(INSTALLED)
-	$(BIN)/pytest tests --ignore=tests/interpreter -m gpu
+	$(BIN)/pytest tests -m gpu
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/pytest benches --benchmark-enable -m gpu

@@ -112,6 +112,11 @@ def cases() -> Iterator[tuple]:
                 yield op, shape, extra, i % 2 == 1
 
 
+def inputs(op: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, transposed=False, device="cpu"):
+    """The tensors that an operator takes, drawn on the CPU: the same on every device."""
+    return tuple(t.to(device) for t in DIFFERENTIABLE[op][1](shape, dtype, transposed))
+
+
 def outputs_and_gradients(
     function: Callable, tensors: tuple[Tensor, ...], extra: tuple, wanted: tuple[bool, ...] = (True, True, True)
 ) -> list[Tensor]:
@@ -120,15 +125,15 @@ def outputs_and_gradients(
     found = function(*tensors, *extra)
     used = [t for t in found if t.requires_grad and t.numel()]
     generator = torch.Generator().manual_seed(7)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in used]
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in used]
     by = [t for t in tensors if t.requires_grad]
     gradients = torch.autograd.grad(used, by, weights, allow_unused=True, materialize_grads=True) if used else []
     return [t.detach() for t in (*found, *gradients)]
 
 
 def expected(op: str, tensors: tuple[Tensor, ...], extra: tuple) -> list[Tensor]:
-    """As `outputs_and_gradients`, of the oracle in float64."""
-    return outputs_and_gradients(DIFFERENTIABLE[op][3], tuple(t.double() for t in tensors), extra)
+    """As `outputs_and_gradients`, of the oracle in float64 on the CPU."""
+    return outputs_and_gradients(DIFFERENTIABLE[op][3], tuple(t.double().cpu() for t in tensors), extra)
 
 
 def computed(op: str, tensors: tuple[Tensor, ...], extra: tuple, name: str, *wanted: bool) -> list[Tensor]:
@@ -142,7 +147,7 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) 
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert a.shape == b.shape, i
         scale = b.abs().amax().item() if b.numel() else 0.0
-        torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=TOLERANCE[dtype] * max(scale, 1e-3))
+        torch.testing.assert_close(a.double().cpu(), b.double().cpu(), rtol=0, atol=TOLERANCE[dtype] * max(scale, 1e-3))
 
 
 @contextlib.contextmanager

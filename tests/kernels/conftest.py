@@ -1,0 +1,33 @@
+"""Where the Triton kernels run: on CPU tensors in Triton's interpreter, if it is chosen, else on a GPU.
+
+The interpreter is chosen when the kernels are decorated, so it needs a process of its own:
+    TRITON_INTERPRET=1 python -m pytest tests/kernels
+"""
+
+import os
+
+import pytest
+import torch
+
+from llr_fast.backend import backend
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["cpu" if INTERPRETED else pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    pytest.importorskip("triton")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture
+def by_triton(device):
+    with backend("triton"):
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
