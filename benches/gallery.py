@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from llr_fast import MarginLoss, ROLLLoss, demo
+from llr_fast import ROLLLoss, demo
+from llr_fast.paper import toy
+from llr_fast.paper.study import save
 from llr_fast.plot import plot_regions, plot_stability_bounds
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -32,33 +32,15 @@ def main() -> None:
         print(save(figure, IMAGES / f"{name}.png"))
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a picture of 256 colours, which is a third of the size."""
-    figure.savefig(path, dpi=100)
-    with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
-    return path
-
-
 def regions() -> Figure:
-    """Figure 1 of the paper: no regularisation, Eq. 4, and Eq. 7."""
-    x, y = spirals()
-    networks = {
-        "cross-entropy": trained(x, y, lambda model: None),
-        "distance regularisation (Eq. 4)": trained(x, y, lambda model: MarginLoss(model, lam=1.0)),
-        "relaxed loss (Eq. 7)": trained(x, y, lambda model: ROLLLoss(model, lam=1.0, C=5.0, gamma=1e-3)),
-    }
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    for i, (ax, (name, model)) in enumerate(zip(figure.subplots(1, 3), networks.items())):
-        plot_regions(model, x, y=y, extent=(-1.5, 1.5, -1.5, 1.5), colorbar=i == 2, ax=ax)
-        ax.set_title(name)
-    return figure
+    """Figure 1 of the paper with smaller networks: no regularisation, Eq. 4, and Eq. 7."""
+    x, y = toy.spirals()
+    return toy.figure({name: trained(x, y, loss) for name, loss in toy.LOSSES.items()}, x, y)
 
 
 def balls() -> Figure:
     """The margins of one network for the three norms."""
-    x, y = spirals()
+    x, y = toy.spirals()
     model = trained(x, y, lambda model: ROLLLoss(model, lam=0.1, C=5.0))
     figure = Figure(figsize=(12, 4), layout="constrained")
     for ax, p in zip(figure.subplots(1, 3), (1, 2, math.inf)):
@@ -90,26 +72,9 @@ def stability() -> Figure:
     return figure
 
 
-def spirals(points: int = 8) -> tuple[Tensor, Tensor]:
-    """Two spirals of so many points each, [2 points, 2], and their classes."""
-    t = torch.linspace(0.35, 1.0, points)
-    angle = 4.2 * t
-    arm = torch.stack([t * angle.cos(), t * angle.sin()], 1)
-    return torch.cat([arm, -arm]), torch.arange(2).repeat_interleave(points)
-
-
-def trained(x: Tensor, y: Tensor, regulariser: Callable, epochs: int = 1500) -> nn.Module:
+def trained(x: Tensor, y: Tensor, loss: toy.Loss) -> nn.Module:
     torch.manual_seed(0)
-    hidden = [layer for _ in range(3) for layer in (nn.Linear(50, 50), nn.ReLU())]
-    model = nn.Sequential(nn.Linear(2, 50), nn.ReLU(), *hidden, nn.Linear(50, 1))
-    loss = regulariser(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in tqdm(range(epochs), unit="epoch"):
-        output, penalty = loss(x) if loss else (model(x), 0)
-        optimizer.zero_grad()
-        (F.binary_cross_entropy_with_logits(output.squeeze(1), y.float()) + penalty).backward()
-        optimizer.step()
-    return model.eval()
+    return toy.trained(x, y, loss, width=50, epochs=1500, learning_rate=2e-3)
 
 
 class Reader(nn.Module):

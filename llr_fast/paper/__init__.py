@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from llr_fast.paper import mnist
+from llr_fast.paper import mnist, toy, vowels
 
-EXPERIMENTS = (mnist,)
+EXPERIMENTS = (mnist, toy, vowels)
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Training:
         loss: of one batch.
         batches: of one epoch.
         scores: name -> what to select an epoch by, computed after each; the lowest is best.
+        context: entered for the forward and backward pass of every step.
     """
 
     model: nn.Module
@@ -31,17 +33,27 @@ class Training:
     loss: Callable[[Any], Tensor]
     batches: Callable[[], Iterable[Any]]
     scores: Mapping[str, Callable[[], float]]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def fit(training: Training, epochs: int, path: Path, description: str) -> dict[str, dict[str, Any]]:
-    """Trains, from where the file at `path` ends if it exists, and keeps the state of every epoch in that file.
+def fit(
+    training: Training, epochs: int, path: Path | None, description: str, every: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Trains, from where the file at `path` ends if it exists.
+
+    Args:
+        training: what to train.
+        epochs: in all.
+        path: of the file that keeps the latest state; None: an interruption loses everything.
+        description: of the progress bar.
+        every: number of epochs between two states that are kept; the last is kept in any case.
 
     Returns:
         For each score the best epoch: "epoch" (from 1), "score", and "state", a state_dict of the model.
     """
     model, optimizer = training.model, training.optimizer
     done, best = 0, {}
-    if path.exists():
+    if path and path.exists():
         kept = torch.load(path, weights_only=True)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -51,7 +63,8 @@ def fit(training: Training, epochs: int, path: Path, description: str) -> dict[s
         model.train()
         for batch in tqdm(training.batches(), desc=f"epoch {epoch}", unit="step", leave=False, delay=2):
             optimizer.zero_grad()
-            training.loss(batch).backward()
+            with training.context():
+                training.loss(batch).backward()
             optimizer.step()
         model.eval()
         for name, score in training.scores.items():
@@ -59,9 +72,13 @@ def fit(training: Training, epochs: int, path: Path, description: str) -> dict[s
             value = math.inf if math.isnan(value) else value
             if name not in best or value < best[name]["score"]:
                 best[name] = {"epoch": epoch, "score": value, "state": copy.deepcopy(model.state_dict())}
-        kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-        partial = path.with_suffix(".partial")
-        torch.save({**kept, "epoch": epoch, "best": best}, partial)
-        partial.replace(path)  # whole, or not at all
+        if path and (epoch % every == 0 or epoch == epochs):
+            _keep(path, model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch, best=best)
     model.eval()
     return best
+
+
+def _keep(path: Path, **state: Any) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({**state, "random": torch.get_rng_state()}, partial)
+    partial.replace(path)  # whole, or not at all
