@@ -87,6 +87,26 @@ struct TangentGradients {
   bool summed;  // d_tangents is [K, 1, n]: the sum over the batch
 };
 
+// Tangents [K, B, n] and slopes [B, n] of an activation, and the layer after it. Strides are as above, and the rows of
+// all but the slopes are padded.
+template <class T>
+struct MaskedLinear {
+  int64_t K, B, n, outputs, k_stride, b_stride;
+  const T *tangents, *slope;
+  const T* weight;             // [O, n]
+  const T* weight_transposed;  // [n, O]
+  Statistic statistic;
+};
+
+// Gradients are added to these, with padded rows.
+template <class T>
+struct MaskedLinearGradients {
+  const T* d_out;              // [K, B, O], not padded
+  T* d_tangents;               // [K, B or 1, n]
+  int64_t k_stride, b_stride;  // of d_tangents
+  T* d_weight;                 // may be null
+};
+
 // Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
 constexpr int64_t kTangentBlock = 2048;
 
@@ -99,6 +119,9 @@ struct Kernels {
   void (*tangent_activation)(const Tangents<T>&, T* out, T* stat, int64_t first_item, int64_t last_item);
   void (*tangent_activation_backward)(const Tangents<T>&, const TangentGradients<T>&, int64_t first_item,
                                       int64_t last_item);
+  void (*masked_linear)(const MaskedLinear<T>&, T* out, T* stat, int64_t first_sample, int64_t last_sample);
+  void (*masked_linear_backward)(const MaskedLinear<T>&, const MaskedLinearGradients<T>&, int64_t first_sample,
+                                 int64_t last_sample);
   // Adds values [K, n] to a statistic of n neurons.
   void (*measure)(const T* values, int64_t K, int64_t n, Statistic, T* stat, int64_t first_neuron, int64_t last_neuron);
   // Ratios of distances to norms, for the smallest of them.
