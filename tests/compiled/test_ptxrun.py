@@ -127,17 +127,26 @@ def test_masked_linear(shape, statistic, dtype):
     )
     assert empty.numel() == 0 and torch.equal(stat, same)
     backward_args = (cotangent(out), cotangent(stat), out, tangents, slope, weight, statistic, True, True)
-    _, backward = check(
+    gradients, backward = check(
         linear.launch_masked_linear_backward, linear_reference.masked_linear_backward, backward_args, dtype
     )
     if min(shape[3:]) % 64:
         return
-    assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents")
+    # Not the statistic's gradient in float32 beside halves: a thread's eight take two loads, each of half its sectors.
+    assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents", "p_weight", "p_d_weight")
     # Where a sample's directions fall into several tiles of rows, each writes a statistic of its own.
     slots = linear._slots(shape[0], linear.blocks(dtype)["BLOCK_R"]) if shape[0] not in (1, 4) else 1
     read = size(tangents, slope, weight) + slots * size(stat)
     assert_moves(stats, read + size(out))
     assert_moves(diagonal_stats, read)
+    # One kernel sums over outputs and another one over rows, so both read all that arrives, tangents and slopes. The
+    # last sums, over a sample's tiles or over the batch, are of float32 parts that these kernels write.
+    arriving = size(*backward_args[:3], tangents, slope) + (statistic == "max_abs") * size(stat)
+    slots = linear._slots(shape[0], linear.backward_blocks(dtype)["BLOCK_R"]) if shape[0] not in (1, 4) else 1
+    parts = stat.element_size() * (slots * slope.numel() + weight.numel())
+    is_shared = shape[2] < shape[1]
+    d_tangents = stat.element_size() * shape[0] * slope.numel() if is_shared else size(gradients[0])
+    assert_moves(backward, 2 * arriving + size(weight) + parts + d_tangents)
 
 
 GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])
@@ -158,12 +167,21 @@ def test_gram_linear(shape, dtype, store):
     assert torch.equal(gradients[0], gradients[0].mT)
     if max(shape[2:]) % 64:
         return
-    assert_coalesced([*stats, *backward], "p_gram", "p_out", "p_left", "p_d_out", "p_d_gram")
+    large = ("p_gram", "p_out", "p_left", "p_d_out", "p_d_gram", "p_weight", "p_transposed", "p_d_weight")
+    assert_coalesced([*stats, *backward], *large)
     tiles = -(-shape[2] // gram.blocks(dtype)["BLOCK"])
     # W D G D is written by one kernel and read by the next, as are W and W^T.
-    left = 2 * slope.shape[0] * weight.numel() * weight.element_size() + size(weight)
-    scratch = left if store else (tiles - 1) * size(diagonal)
+    left = len(slope) * size(weight)
+    scratch = 2 * left + size(weight) if store else (tiles - 1) * size(diagonal)
     assert_moves(stats, size(matrix, slope, weight, out, diagonal) + scratch)
+    # (H + H^T) W D is written by one kernel and read by those for the gradients by the Gram matrix and by slope and
+    # weight, which compute it from the diagonal alone, if that is all that arrives. Their sums over the batch and over
+    # tiles of outputs are of float32 parts.
+    reads = size(d_out, diagonal, slope, weight) + 3 * left if store else size(diagonal, diagonal, weight)
+    tiles = -(-shape[3] // gram.blocks(dtype)["BLOCK"])
+    parts = diagonal.element_size() * len(slope) * (tiles * shape[2] + weight.numel())
+    d_gram = diagonal.element_size() * len(slope) * matrix[0].numel() if len(matrix) == 1 else size(gradients[0])
+    assert_moves(backward, reads + 2 * size(slope, weight) + size(matrix) + parts + d_gram)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float64, torch.float32)])
