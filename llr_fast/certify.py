@@ -14,7 +14,7 @@ from llr_fast.directions import Directions, axes
 from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
 
-MEMORY_BUDGET = 2**27  # bytes that one evaluation's tangents may take; larger chunks are no faster and fall out of caches
+MEMORY_BUDGET = 2**27  # bytes that one evaluation may take for tangents; larger chunks fall out of caches
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
 
 

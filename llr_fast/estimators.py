@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from llr_fast import certify, cost
 from llr_fast.directions import Directions, axes
 from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Linearization, LinearizedTensor, Values, linearize, offset
 from llr_fast.ops.arguments import accumulation_dtype
+from llr_fast.recompute import leaves_of, recomputed_sum
 
 
 @dataclass
@@ -140,8 +140,8 @@ def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
         directions = axes(x, start, min(start + chunk, size), x.dtype)
         return [layer.squares for layer in _along(step, x, directions, 1, total).layers]
 
-    parts = [checkpoint(squares, start, use_reentrant=False) for start in range(0, size, chunk)]
-    sums = [sum(same[1:], same[0]) for same in zip(*parts, strict=True)]
+    leaves = leaves_of(layer.hinge for layer in layers)
+    sums = recomputed_sum(squares, range(0, size, chunk), leaves)
     return Measured(output, [replace(layer, squares=s) for layer, s in zip(layers, sums, strict=True)])
 
 

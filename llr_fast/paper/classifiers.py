@@ -101,3 +101,10 @@ def train(model: nn.Module, variant: Variant, data: Split, epochs: int, path: Pa
     best = fit(training, epochs, path, path.stem)["validation"]
     model.load_state_dict(best["state"])
     return best["epoch"]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: TensorDataset) -> float:
+    """From 0 to 1."""
+    correct = sum((model(x).argmax(1) == y).sum().item() for x, y in DataLoader(images, 1000))
+    return correct / len(images)

@@ -69,12 +69,10 @@ def _measured(variant: Variant, data: Split, study: Study) -> dict[str, Any]:
     path.unlink()  # 55 networks are 80 MB
     some = Subset(data.test, range(min(POINTS, len(data.test))))
     report = evaluate(model, DataLoader(some, 1000), 2, std=classifiers.STD, progress=False)
-    with torch.no_grad():
-        correct = sum((model(x).argmax(1) == y).sum().item() for x, y in DataLoader(data.test, 1000))
     return {
         "lam": variant.lam,
         "C": variant.C,
         "gamma": variant.gamma,
-        "accuracy": correct / len(data.test),
+        "accuracy": classifiers.accuracy(model, data.test),
         "margin": report.percentile(2)[50],
     }
