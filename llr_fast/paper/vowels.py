@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -121,7 +122,10 @@ def _estimators(variant: Variant, trained: Trained, data: Split, study: Study) -
 
 
 def _stability(networks: Mapping[Variant, Trained], data: Split, at: Mapping[str, int]) -> Figure:
-    """A row for each network, a column for each of the test sequences `at` percentiles of vanilla's l2 margins."""
+    """A row for each network, a column for each of the test sequences `at` percentiles of vanilla's l2 margins.
+
+    Bars end where the picture ends, at most the height of the sequence above and below it.
+    """
     from matplotlib.figure import Figure
 
     from llr_fast.plot import plot_stability_bounds
@@ -129,16 +133,24 @@ def _stability(networks: Mapping[Variant, Trained], data: Split, at: Mapping[str
     figure = Figure(figsize=(11, 2.6 * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), len(at), sharex="col")
     for column, (level, index) in zip(axes.T, at.items()):
+        x = data.test.x[index]
         for ax, (variant, trained) in zip(column, networks.items()):
-            plot_stability_bounds(trained.selected("validation"), data.test.x[index], CHANNEL, ax=ax)
+            plot_stability_bounds(trained.selected("validation"), x, CHANNEL, ax=ax)
             ax.get_legend().remove()
-            ax.set_title(vowels_text.name(variant), loc="right", fontsize="medium")
+            ax.set_title(_title(variant), loc="right", fontsize="medium")
             ax.set(ylabel="channel 9", xlabel="")
-        heights = [height for ax in column for height in ax.get_ylim()]
+        low, high = x[:, CHANNEL].min().item(), x[:, CHANNEL].max().item()
+        ends = [end for ax in column for end in ax.get_ylim()]
         for ax in column:
-            ax.set_ylim(min(heights), max(heights))
+            ax.set_ylim(max(min(ends), 2 * low - high), min(max(ends), 2 * high - low))
         column[0].set_title(f"test sequence at {level}", loc="left", fontweight="bold")
         column[-1].set_xlabel("time step")
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _title(variant: Variant) -> str:
+    if not variant.lam:
+        return "vanilla"
+    return rf"ROLL, $\lambda = 2^{{{math.log2(variant.lam):g}}}$, $C = 2^{{{math.log2(variant.C):g}}}$"
