@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import accumulation_dtype
-from ..masked_linear.triton import dot_type, load_wide
+from ..masked_linear.triton import aligned, alignment, dot_type, load_wide
 from ..tangent_activation.triton import rounded
 
 
@@ -43,13 +43,14 @@ def load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_n, O, n, like
 @triton.jit
 def gram_linear_left_kernel(
     p_gram, p_slope, p_weight, p_left, p_diagonal, B, n, O, stride_b,
-    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of W D G D for one sample, and stores it in p_left [B, O, n].
 
     Without p_left it multiplies the tile by that of W D and stores the row sums, in p_diagonal [tiles of n, B, O]:
     the diagonal of W D G D W^T, for which symmetry lets each tile above G's diagonal stand for that below.
     """
+    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
     tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
     program = tl.program_id(0)
     o_b = (program // tiles_o // tiles_n).to(tl.int64)
@@ -58,7 +59,7 @@ def gram_linear_left_kernel(
     o_j = tile_j * BLOCK + tl.arange(0, BLOCK)
     m_o, m_j = o_o < O, o_j < n
     p_weights = p_weight + (o_o * n)[:, None]
-    p_grams = p_gram + o_b * stride_b + o_j[None, :]
+    p_grams = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[None, :]
     b_left = tl.zeros([BLOCK, BLOCK], tl.float64 if p_gram.dtype.element_ty == tl.float64 else tl.float32)
     last = n if p_left is not None else tl.minimum(n, (tile_j + 1) * BLOCK)
     for first in range(0, last, BLOCK_R):
@@ -83,9 +84,10 @@ def gram_linear_left_kernel(
 @triton.jit
 def gram_linear_kernel(
     p_left, p_transposed, p_out, p_diagonal, n, O,
-    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of left W^T for one sample, from p_transposed = W^T [n, O]."""
+    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
     tiles = tl.cdiv(O, BLOCK)
     program = tl.program_id(0)
     o_b = (program // tiles // tiles).to(tl.int64)
@@ -113,9 +115,10 @@ def gram_linear_kernel(
 @triton.jit
 def gram_linear_backward_left_kernel(
     p_d_out, p_d_diagonal, p_slope, p_weight, p_left, n, O,
-    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out + diag(d_diagonal)."""
+    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
     tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
     program = tl.program_id(0)
     o_b = (program // tiles_o // tiles_n).to(tl.int64)
@@ -143,9 +146,10 @@ def gram_linear_backward_left_kernel(
 @triton.jit
 def gram_linear_backward_gram_kernel(
     p_left, p_d_diagonal, p_slope, p_weight, p_transposed, p_d_gram, B, n, O, samples,
-    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of d loss / d gram = D W^T left / 2, summed over `samples` samples: [parts, n, n]."""
+    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
     tiles = tl.cdiv(n, BLOCK)
     program = tl.program_id(0)
     part = (program // tiles // tiles).to(tl.int64)
@@ -172,9 +176,10 @@ def gram_linear_backward_gram_kernel(
 @triton.jit
 def gram_linear_backward_weight_kernel(
     p_left, p_d_diagonal, p_gram, p_slope, p_weight, p_d_slope, p_d_weight, B, n, O, stride_b, samples,
-    DOT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """From d loss / d (W D) = left G: p_d_weight [parts, O, n], and p_d_slope [tiles of O, B, n] or None."""
+    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
     tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
     program = tl.program_id(0)
     part = (program // tiles_o // tiles_n).to(tl.int64)
@@ -189,7 +194,7 @@ def gram_linear_backward_weight_kernel(
         for first in range(0, n, BLOCK_R):
             o_j = first + tl.arange(0, BLOCK_R)
             b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_weight)
-            p_tile = p_gram + o_b * stride_b + o_j[:, None].to(tl.int64) * n + o_i[None, :]
+            p_tile = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[:, None].to(tl.int64) * n + o_i[None, :]
             b_gram = tl.load(p_tile, mask=(o_j < n)[:, None] & m_i[None, :], other=0.0)
             b_d_masked = tl.dot(
                 b_left.to(DOT), b_gram.to(DOT), b_d_masked, input_precision="ieee", out_dtype=b_d_masked.dtype
@@ -228,7 +233,7 @@ def launch_gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool)
     gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
     left = gram.new_empty(B, O, n) if store else None
     diagonal = gram.new_empty((1 if store else tiles_n, B, O), dtype=wide)
-    meta["DOT"] = dot_type(gram.dtype)
+    meta |= {"DOT": dot_type(gram.dtype), "ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
     gram_linear_left_kernel[(B * tiles_o * tiles_n,)](
         gram, slope, weight, left, None if store else diagonal, B, n, O, _stride(gram), **meta
     )
@@ -259,7 +264,7 @@ def launch_gram_linear_backward(
         return d_gram, d_slope, d_weight
     gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
     d_diagonal = None if d_diagonal is None else d_diagonal.contiguous()
-    meta["DOT"] = dot_type(gram.dtype)
+    meta |= {"DOT": dot_type(gram.dtype), "ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
     left = None
     if d_out is not None:
         left = gram.new_empty(B, O, n)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,15 @@ from torch import Tensor
 
 from ..arguments import accumulation_dtype
 from ..tangent_activation.triton import measure, reduce_statistic, rounded, sign
+
+
+@triton.jit
+def aligned(size, ALIGN: tl.constexpr):
+    """The same number. Triton sees for itself that it is a multiple of 16, but not of less: 300 of 4, say.
+
+    Rows of such a length then load as wide as they lie in memory.
+    """
+    return size // ALIGN * ALIGN
 
 
 @triton.jit
@@ -53,7 +64,7 @@ def store_by_sample(p_sums, b_value, o_b, tile, K, B, o_column, columns, STATIST
 @triton.jit
 def masked_linear_kernel(
     p_tangents, p_slope, p_weight, p_out, p_stat, K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_O outputs of BLOCK_R rows; row b * K + k is direction k of sample b.
@@ -61,6 +72,8 @@ def masked_linear_kernel(
     p_weight is [I, O]: row by row as the product reads it. p_out may be None. p_stat is [slots, B, O], or [B, O] where
     GROUP = K divides a tile into whole samples.
     """
+    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
+    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
     tiles_o = tl.cdiv(O, BLOCK_O)
     # Programs that read the same tangents are neighbours, so that the second reads them from the cache.
     tile = (tl.program_id(0) // tiles_o).to(tl.int64)
@@ -94,10 +107,12 @@ def masked_linear_kernel(
 def masked_linear_backward_kernel(
     p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
     K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """The gradients by tangents, p_d_tangents [K, B, I], and by slope, p_d_slope [slots, B, I] or None."""
+    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
+    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
     tiles_i = tl.cdiv(I, BLOCK_I)
     tile = (tl.program_id(0) // tiles_i).to(tl.int64)
     samples = tl.cast(B, tl.int64)
@@ -130,10 +145,12 @@ def masked_linear_backward_kernel(
 @triton.jit
 def masked_linear_backward_weight_kernel(
     p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight, K, B, I, O, stride_k, stride_b, rows,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """p_d_weight [parts, O, I]: each part is the sum over `rows` of the K * B pairs of direction and sample."""
+    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
+    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
     tiles_i, tiles_o = tl.cdiv(I, BLOCK_I), tl.cdiv(O, BLOCK_O)
     program = tl.program_id(0)
     part = (program // tiles_i // tiles_o).to(tl.int64)
@@ -193,6 +210,11 @@ def parts(rows: int, tiles: int) -> int:
     return max(1, min(triton.cdiv(512, max(tiles, 1)), rows // 512))
 
 
+def alignment(size: int) -> int:
+    """The power of two, up to 16, of which a row's length is a multiple."""
+    return math.gcd(size, 16)
+
+
 def dot_type(dtype: torch.dtype) -> tl.dtype:
     """The type of a matrix product's operands. The interpreter holds bf16 as integers and cannot multiply it."""
     if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
@@ -214,6 +236,14 @@ def _slots(directions: int, block_r: int) -> int:
     return triton.cdiv(directions - 1, block_r) + 1
 
 
+def _constants(tangents: Tensor, weight: Tensor, statistic: str) -> dict:
+    O, I = weight.shape
+    # In float64 the product would spill registers for it.
+    known = tangents.dtype != torch.float64
+    aligned = {"ALIGN_I": alignment(I) if known else 1, "ALIGN_O": alignment(O) if known else 1}
+    return {"STATISTIC": statistic, "DOT": dot_type(tangents.dtype), **aligned}
+
+
 def launch_masked_linear(
     tangents: Tensor, slope: Tensor, weight: Tensor, statistic: str, store: bool
 ) -> tuple[Tensor, Tensor]:
@@ -226,7 +256,7 @@ def launch_masked_linear(
     if B * O:
         masked_linear_kernel[(triton.cdiv(K * B, meta["BLOCK_R"]) * triton.cdiv(O, meta["BLOCK_O"]),)](
             rows, slope.contiguous(), weight.T.contiguous(), out if store else None, stat, K, B, I, O,
-            stride_k, stride_b, STATISTIC=statistic, DOT=dot_type(tangents.dtype), GROUP=group, **meta,
+            stride_k, stride_b, GROUP=group, **_constants(tangents, weight, statistic), **meta,
         )  # fmt: skip
     if group:
         return out, stat[0]
@@ -262,7 +292,7 @@ def launch_masked_linear_backward(
             first = out.abs().argmax(0).to(torch.int64 if out.dtype == torch.float64 else torch.int32)
     gradient = (d_out, d_stat, out, first)
     sizes = (K, B, I, O, stride_k, stride_b)
-    fixed = {"STATISTIC": statistic, "DOT": dot_type(tangents.dtype)}
+    fixed = _constants(tangents, weight, statistic)
     wide = accumulation_dtype(tangents.dtype)
 
     meta = backward_blocks(tangents.dtype)
