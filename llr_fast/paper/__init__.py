@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from llr_fast.paper import distortion, mnist, toy, vowels
+from llr_fast.paper import distortion, mnist, timing, toy, vowels
 
-EXPERIMENTS = (mnist, toy, vowels, distortion)
+EXPERIMENTS = (mnist, toy, vowels, distortion, timing)
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -35,6 +35,9 @@ class Variant(NamedTuple):
             return "vanilla"
         return f"C{self.C:g}-lam{self.lam:g}-gamma{self.gamma:g}-{self.estimator}"
 
+    def loss(self, model: nn.Module) -> ROLLLoss | None:
+        return None if self.C is None else ROLLLoss(model, **self._asdict())
+
 
 class Split(NamedTuple):
     """Images with labels."""
@@ -75,12 +78,16 @@ def convolutional(pixels: int) -> nn.Sequential:
     )
 
 
-def train(model: nn.Module, variant: Variant, data: Split, epochs: int, path: Path) -> int:
+def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, path: Path) -> int:
     """Trains with the paper's optimizer and leaves the model in its best epoch, which is returned.
 
     The best epoch is that of the lowest total loss on the validation images.
+
+    Args:
+        model: what is trained.
+        roll: around the model; None for cross-entropy alone.
+        path: where the epochs are kept.
     """
-    roll = None if variant.C is None else ROLLLoss(model, **variant._asdict())
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         output, penalty = roll(batch[0]) if roll else (model(batch[0]), 0.0)

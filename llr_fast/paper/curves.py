@@ -65,7 +65,7 @@ def _measured(variant: Variant, data: Split, study: Study) -> dict[str, Any]:
     torch.manual_seed(study.settings["seed"])
     model = classifiers.dense(data.test[0][0].numel())
     path = study.folder / f"curve-{variant.name}.pt"
-    classifiers.train(model, variant, data, study.settings["curve_epochs"], path)
+    classifiers.train(model, variant.loss(model), data, study.settings["curve_epochs"], path)
     path.unlink()  # 55 networks are 80 MB
     some = Subset(data.test, range(min(POINTS, len(data.test))))
     report = evaluate(model, DataLoader(some, 1000), 2, std=classifiers.STD, progress=False)

@@ -6,16 +6,15 @@ import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from llr_fast import evaluate, gradient_distortion
-from llr_fast.checks import check_count
 from llr_fast.paper import classifiers, datasets
 from llr_fast.paper.classifiers import Split, Variant
+from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, table
 
 if TYPE_CHECKING:
@@ -23,47 +22,43 @@ if TYPE_CHECKING:
 
 RADIUS = 8 / 256  # of the l_inf ball, as in the paper
 PERCENTILES = (25, 50, 75, 100)
+COUNTS = {
+    "epochs": (5, "of training"),
+    "images": (32, "test images"),
+    "samples": (1000, "of the mean"),
+    "population": (480, "of the genetic search"),
+    "generations": (30, "of the genetic search"),
+    "networks": (3, "of each kind, from as many seeds"),
+}
 VARIANTS = {"vanilla": Variant(), "ROLL": Variant(C=1.0, lam=1.0, estimator="rademacher")}
 MEASURES = {"expected": "mean of samples", "maximal": "genetic search", "baseline": "as many samples"}
 NOTE = """The paper measures a ResNet-18 on Caltech-256, a data set that is not to be had here; its numbers would not be
 comparable. Here: two convolutions and two dense layers on MNIST, pixels from 0 to 1; ROLL with lambda = 1, C = 1 and
 one random direction. l1 distortion of the true-class gradient in the l_inf ball of 8/256 cut with [0, 1], percentiles
-over {images} test images: mean over {seeds} seeds ± their standard deviation. The maximum is that of the genetic search
-(population {population}, {generations} generations; the paper: 4800 and 30), beside the largest of as many uniform
-samples."""
+over {images} test images: mean over {networks} networks ± their standard deviation. The maximum is that of the genetic
+search (population {population}, {generations} generations; the paper: 4800 and 30), beside the largest of as many
+uniform samples."""
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds `distortion` to the experiments."""
-    parser = commands.add_parser("distortion", help="Table 4's measure, on MNIST", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of MNIST's four idx files")
-    parser.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR", help="default: %(default)s")
-    for name, default, meaning in (
-        ("epochs", 5, "of training"),
-        ("images", 64, "test images"),
-        ("samples", 1000, "of the mean"),
-        ("population", 480, "of the genetic search"),
-        ("generations", 30, "of the genetic search"),
-        ("seeds", 5, "networks with and without ROLL"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
-    parser.set_defaults(run=run)
+    add_experiment(
+        commands, "distortion", "Table 4's measure, on MNIST", __doc__, run, COUNTS, "MNIST's four idx files"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains and measures the networks that are not yet in the folder; writes table and figure."""
-    names = ("epochs", "images", "samples", "population", "generations", "seeds")
-    settings = {name: getattr(options, name) for name in names}
-    for name in names:
-        check_count(name, settings[name])
+    settings = settings_of(options, COUNTS)
     data = classifiers.split(datasets.mnist(options.data))
     study = Study("distortion", options.out, settings)
-    found = {
-        name: [
-            study.step(f"{name}-{seed}", partial(_measured, name, seed, data, study)) for seed in range(options.seeds)
-        ]
-        for name in VARIANTS
-    }
+    seeds = range(settings["seed"], settings["seed"] + settings["networks"])
+
+    def network(name: str, seed: int) -> dict[str, Any]:
+        found: dict[str, Any] = study.step(f"{name}-{seed}", partial(_measured, name, seed, data, study))
+        return found
+
+    found = {name: [network(name, seed) for seed in seeds] for name in VARIANTS}
     study.publish(found, text(found, settings), {"quartiles": draw(found)})
 
 
@@ -71,7 +66,7 @@ def _measured(name: str, seed: int, data: Split, study: Study) -> dict[str, Any]
     torch.manual_seed(seed)
     model = classifiers.convolutional(data.test[0][0].numel())
     path = study.folder / f"{name}-{seed}.pt"
-    epoch = classifiers.train(model, VARIANTS[name], data, study.settings["epochs"], path)
+    epoch = classifiers.train(model, VARIANTS[name].loss(model), data, study.settings["epochs"], path)
     count = min(study.settings["images"], len(data.test))
     margins = evaluate(model, DataLoader(Subset(data.test, range(count)), count), 2)
     x, y = (tensor[:count] for tensor in data.test.tensors)

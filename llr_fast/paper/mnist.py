@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,9 +13,9 @@ from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
 from llr_fast import evaluate
-from llr_fast.checks import check_count
 from llr_fast.paper import classifiers, curves, datasets
 from llr_fast.paper.classifiers import Split, Variant
+from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, table
 
 if TYPE_CHECKING:
@@ -24,6 +23,11 @@ if TYPE_CHECKING:
 
 NORMS = (1, 2, math.inf)
 PERCENTILES = ("P25", "P50", "P75", "P100")
+COUNTS = {
+    "epochs": (20, "of Table 1's networks"),
+    "curve_epochs": (2, "of Figure 2's networks"),
+    "samples": (4, "random directions, where they replace the exact loss"),
+}
 UNIT = 1e-4  # of the margins in the table
 
 
@@ -43,31 +47,20 @@ PAPER = {
 }
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds `mnist` to the experiments."""
-    parser = commands.add_parser("mnist", help="Table 1 and Figure 2", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of MNIST's four idx files")
-    parser.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=20, metavar="N", help="of Table 1 (default: %(default)s)")
-    parser.add_argument(
-        "--curve-epochs", type=int, default=2, metavar="N", help="of the networks of Figure 2 (default: %(default)s)"
-    )
-    parser.add_argument("--samples", type=int, default=4, metavar="K", help="random directions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.set_defaults(run=run)
+    add_experiment(commands, "mnist", "Table 1 and Figure 2", __doc__, run, COUNTS, "MNIST's four idx files")
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains and measures the networks that are not yet in the folder; writes tables and figures."""
-    settings = {name: getattr(options, name) for name in ("epochs", "curve_epochs", "samples", "seed")}
-    for name in ("epochs", "curve_epochs", "samples"):
-        check_count(name, settings[name])
+    settings = settings_of(options, COUNTS)
     images = datasets.mnist(options.data)
     data = classifiers.split(images, classifiers.MEAN, classifiers.STD, flat=True)
     study = Study("mnist", options.out, settings)
     found = {
         variant: study.step(variant.name, partial(_measured, variant, data, study))
-        for variant in variants(options.samples)
+        for variant in variants(settings["samples"])
     }
     points = curves.measure(data, study)
     summary = {variant.name: {k: v for k, v in f.items() if k != "values"} for variant, f in found.items()}
@@ -86,7 +79,9 @@ def _measured(variant: Variant, data: Split, study: Study) -> dict[str, Any]:
     """One network's row: margins refer to pixels from 0 to 1."""
     torch.manual_seed(study.settings["seed"])
     model = classifiers.dense(data.test[0][0].numel())
-    epoch = classifiers.train(model, variant, data, study.settings["epochs"], study.folder / f"{variant.name}.pt")
+    epoch = classifiers.train(
+        model, variant.loss(model), data, study.settings["epochs"], study.folder / f"{variant.name}.pt"
+    )
     report = evaluate(model, DataLoader(data.test, 1000), NORMS, std=classifiers.STD)
     return {
         "epoch": epoch,
