@@ -131,14 +131,14 @@ def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
     """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
     size = x[0].numel()
     if size <= cost.AFFORDABLE_PASSES:
-        return _along(step, x, axes(x, 0, size, x.dtype), 1, total)
+        return along(step, x, axes(x, 0, size, x.dtype), 1, total)
     output, layers = step.evaluate(x, Values(), brackets(step, total), again=True)
     # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
     chunk = certify.directions_at_once(sum(layer.neurons for layer in layers) + size, x.dtype)
 
     def squares(start: int) -> list[Tensor]:
         directions = axes(x, start, min(start + chunk, size), x.dtype)
-        return [layer.squares for layer in _along(step, x, directions, 1, total).layers]
+        return [layer.squares for layer in along(step, x, directions, 1, total).layers]
 
     leaves = leaves_of(layer.hinge for layer in layers)
     sums = recomputed_sum(squares, range(0, size, chunk), leaves)
@@ -148,7 +148,7 @@ def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
 def by_random_signs(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
     """Unbiased: sum_j (g_j.v)^2 has the mean sum_j ||g_j||^2 for v of independent random signs."""
     bits = torch.randint(0, 2, (samples, *x.shape), dtype=torch.int8, device=x.device, generator=generator)
-    return _along(step, x, Directions(bits.to(x.dtype) * 2 - 1), 1 / samples, total)
+    return along(step, x, Directions(bits.to(x.dtype) * 2 - 1), 1 / samples, total)
 
 
 def by_random_axes(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
@@ -159,13 +159,14 @@ def by_random_axes(step: Step, x: Tensor, total: bool, samples: int, generator: 
     chosen = torch.rand(x.size(0), size, device=x.device, generator=generator).topk(samples).indices
     unit = torch.zeros(samples, x.size(0), size, dtype=x.dtype, device=x.device)
     unit.scatter_(2, chosen.t().unsqueeze(-1), 1)
-    return _along(step, x, Directions(unit.view(samples, *x.shape)), size / samples, total)
+    return along(step, x, Directions(unit.view(samples, *x.shape)), size / samples, total)
 
 
 SAMPLED: dict[str, Callable[..., Measured]] = {"rademacher": by_random_signs, "axis": by_random_axes}
 
 
-def _along(step: Step, x: Tensor, directions: Directions, scale: float, total: bool) -> Measured:
+def along(step: Step, x: Tensor, directions: Directions, scale: float, total: bool) -> Measured:
+    """From sums over the given directions, times `scale`."""
     # Without totals, sampled norms are taken a second time, to choose the top neurons.
     output, layers = step.evaluate(x, directions, brackets(step, total), again=not total)
     return Measured(output, [replace(layer, squares=layer.squares * scale) for layer in layers])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from llr_fast.paper import distortion, mnist, timing, toy, vowels
+from llr_fast.paper import distortion, estimators, mnist, timing, toy, vowels
 
-EXPERIMENTS = (mnist, toy, vowels, distortion, timing)
+EXPERIMENTS = (mnist, toy, vowels, distortion, timing, estimators)
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from llr_fast import evaluate, gradient_distortion
 from llr_fast.paper import classifiers, datasets
 from llr_fast.paper.classifiers import Split, Variant
 from llr_fast.paper.options import Commands, add_experiment, settings_of
-from llr_fast.paper.study import Study, table
+from llr_fast.paper.study import Study, spread, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +88,7 @@ def text(found: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str
     networks = table(
         ("network", "accuracy", "median l2 margin"),
         [
-            [name, *(_spread([run[key] for run in runs]) for key in ("accuracy", "margin"))]
+            [name, *(spread([run[key] for run in runs]) for key in ("accuracy", "margin"))]
             for name, runs in found.items()
         ],
     )
@@ -97,14 +96,9 @@ def text(found: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str
     for measure, label in MEASURES.items():
         for name, runs in found.items():
             percentiles = zip(*(run[measure] for run in runs))
-            rows.append([f"{measure.replace('baseline', 'maximal')}, {label}", name, *map(_spread, percentiles)])
+            rows.append([f"{measure.replace('baseline', 'maximal')}, {label}", name, *map(spread, percentiles)])
     distortion = table(("l1 distortion", "network", *(f"P{level}" for level in PERCENTILES)), rows)
     return "\n\n".join([NOTE.format(**settings), networks, distortion])
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3g} ± {deviation:.1g}"
 
 
 def draw(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row] for row in rows]
     align = ("left", *["right"] * (len(headers) - 1))
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3g} ± {deviation:.1g}"
 
 
 def _commit() -> str:

@@ -45,7 +45,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser("vowels", help="Table 3 and Figure 3", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the two .ts files")
     parser.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=200, metavar="N", help="default: %(default)s")
     parser.add_argument("--hidden", type=int, default=512, metavar="N", help="units (default: %(default)s)")
     parser.add_argument(
         "--estimator",
