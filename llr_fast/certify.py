@@ -13,6 +13,7 @@ from llr_fast.checks import check_finite, check_input, check_model, check_value_
 from llr_fast.directions import Directions, axes
 from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
+from llr_fast.precision import full_precision
 
 MEMORY_BUDGET = 2**27  # bytes that one evaluation may take for tangents; larger chunks fall out of caches
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
@@ -36,7 +37,7 @@ def evaluate(
 ) -> list[Layer]:
     """The layers of neurons of `model` at `x`, values in `dtype`."""
     evaluation = Evaluation(model, statistic, certificate=True, declared=x.dtype, graph=graph)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(), torch.autocast(x.device.type, enabled=False):
         layers = linearize(model, x.detach().to(dtype), linearization, evaluation)[1]
     for layer in layers:
         if not torch.isfinite(layer.z).all():
@@ -107,7 +108,8 @@ def gradient_norms(
     From the Gram matrices of a chain where they are given, which is for q = 2, else from all input axes.
     """
     if gram is not None:
-        return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
+        with full_precision():
+            return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
     tangents = tangent_dtype(model, x)
     chunks = all_axes(x, chunk_of_directions(layers, tangents, x[0].numel()), tangents)
     return [norms.from_statistic(s, q) for s in statistics(model, x, chunks, norms.statistic_of(q), dtype)]
@@ -158,5 +160,5 @@ class Backward:
             rows = (layer == index).nonzero().squeeze(1)
             if index >= 0:
                 total = total + self.tangents[index][rows, neuron[rows]].sum()
-        with torch.autocast(total.device.type, enabled=False):  # it reaches into backward passes too
+        with full_precision(), torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
             return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]

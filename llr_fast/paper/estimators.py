@@ -38,8 +38,8 @@ NETWORKS: dict[str, Callable[[int], nn.Sequential]] = {
 }
 DISTRIBUTIONS = ("axis", "rademacher", "gaussian")
 NOTE = """Networks on MNIST, pixels from 0 to 1: four hidden layers of 300 (dense), and two convolutions and two dense
-layers (convolutional), {epochs} epochs. What is estimated is the sum of the neurons' squared gradient norms, at one image
-and by one direction. Its relative standard deviation follows from M = J^T J without sampling: the variance is
+layers (convolutional), {epochs} epochs. What is estimated is the sum of all neurons' squared gradient norms, at one
+image and by one direction. Its relative standard deviation follows from M = J^T J without sampling: the variance is
 D sum M_ii^2 - tr(M)^2 for a random axis, 2 (|M|^2 - sum M_ii^2) for random signs and 2 |M|^2 for Gaussian directions.
 Quadratic mean over {images} test images, mean over {networks} networks ± their standard deviation."""
 
