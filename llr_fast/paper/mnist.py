@@ -25,8 +25,8 @@ NORMS = (1, 2, math.inf)
 PERCENTILES = ("P25", "P50", "P75", "P100")
 COUNTS = {
     "epochs": (20, "of Table 1's networks"),
-    "curve_epochs": (2, "of Figure 2's networks"),
-    "samples": (4, "random directions, where they replace the exact loss"),
+    "curve_epochs": (1, "of Figure 2's networks"),
+    "samples": (4, "random directions, where they replace the exact loss of Table 1"),
 }
 UNIT = 1e-4  # of the margins in the table
 
