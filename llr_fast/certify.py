@@ -36,15 +36,29 @@ def evaluate(
     graph: bool = False,
 ) -> list[Layer]:
     """The layers of neurons of `model` at `x`, values in `dtype`."""
+    buffers = _versions_in_training(model)
     evaluation = Evaluation(model, statistic, certificate=True, declared=x.dtype, graph=graph)
     with full_precision(), torch.autocast(x.device.type, enabled=False):
         layers = linearize(model, x.detach().to(dtype), linearization, evaluation)[1]
+    if moved := [name for name, version in _versions_in_training(model).items() if buffers.get(name) != version]:
+        raise ValueError(f"model: expected a function that stays the same, got {moved[0]!r} updated; call model.eval()")
     for layer in layers:
         if not torch.isfinite(layer.z).all():
             raise ValueError(
                 f"model: expected finite values of all neurons, got NaN or infinite ones in {layer.name!r}"
             )
     return layers
+
+
+def _versions_in_training(model: nn.Module) -> dict[str, int]:
+    """How often each buffer of a module in training mode was written to, as spectral normalisation does."""
+    return {
+        f"{path}.{name}": buffer._version
+        for path, module in model.named_modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()
+    }
 
 
 def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:

@@ -108,10 +108,10 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     check_direction(direction, x)
     layers = certify.evaluate(model, x, Directions(direction.detach().to(dtype).unsqueeze(0)), dtype)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
-    return torch.stack([unbounded, *(_first_kink(layer) for layer in layers)]).amin(0)
+    return torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
 
 
-def _first_kink(layer: Layer) -> Tensor:
+def first_kink(layer: Layer) -> Tensor:
     """[B]: the smallest step at which a neuron of the layer reaches a kink; on a kink it is on the piece below."""
     rate = layer.statistic[0]
     steps = []

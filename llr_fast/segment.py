@@ -14,7 +14,7 @@ from llr_fast.batches import PATIENCE
 from llr_fast.checks import check_finite
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer
-from llr_fast.neurons import _first_kink
+from llr_fast.neurons import first_kink
 from llr_fast.regions import pattern_hashes
 
 _SHORTEST = 1e-11  # part of the segment; where float64 puts the ends of two neighbouring regions may differ by less
@@ -128,7 +128,7 @@ def _regions_at(
 
 def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
     """[G]: the way to the first kink ahead (1) or behind (-1)."""
-    steps = [_first_kink(replace(layer, statistic=sign * layer.statistic)) for layer in layers]
+    steps = [first_kink(replace(layer, statistic=sign * layer.statistic)) for layer in layers]
     return torch.stack([torch.full_like(t, torch.inf), *steps]).amin(0)
 
 

@@ -551,6 +551,14 @@ def test_other_random_layers_have_no_certificate(module):
         llr_fast.margin(training_mode(module), X)
 
 
+@pytest.mark.parametrize("normalise", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_change_with_every_call_have_no_certificate(normalise):
+    model = nn.Sequential(normalise(nn.Linear(4, 3)), nn.ReLU()).double()
+    with pytest.raises(ValueError, match=r"'0\..*_u' updated; call model.eval\(\)"):
+        llr_fast.margin(model, X)
+    assert llr_fast.margin(model.eval(), X).value.isfinite().all()
+
+
 RELU = inside(nn.ReLU())
 INPUTS = {
     "integer": (X.long(), "int64"),
