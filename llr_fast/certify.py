@@ -15,7 +15,9 @@ from llr_fast.gram import Gram, NotAChainError
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
 from llr_fast.precision import full_precision
 
-MEMORY_BUDGET = 2**27  # bytes that one evaluation may take for tangents; larger chunks fall out of caches
+MEMORY_BUDGET = 2**29  # bytes that one evaluation's tangents may take; larger work is cut into chunks
+CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
+ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk begins with
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
 
 
@@ -83,7 +85,8 @@ def chunk_of_directions(layers: list[Layer], dtype: torch.dtype, entries: int = 
 def directions_at_once(entries: int, dtype: torch.dtype) -> int:
     """How many directions at a time stay within the budget if one has `entries` tangents in memory at a time."""
     copies = 4  # incoming and outgoing tangents, and a convolution's workspace
-    return max(1, MEMORY_BUDGET // (entries * dtype.itemsize * copies))
+    size = entries * dtype.itemsize * copies
+    return max(1, min(MEMORY_BUDGET // size, max(ENOUGH_DIRECTIONS, CHUNK_BUDGET // size)))
 
 
 def all_axes(x: Tensor, chunk: int, dtype: torch.dtype) -> Iterator[Directions]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COUNTS = {
-    "epochs": (3, "of training"),
+    "epochs": (2, "of training"),
     "images": (32, "test images, whose variances are computed"),
     "points": (2000, "test images, whose margins are computed"),
     "networks": (3, "of each kind, from as many seeds"),
