@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAMMAS = (0, 25, 50, 75, 100)  # 0 is the single top neuron, "max" in the paper
-LAMS = tuple(2.0**k for k in range(-3, 3))
-CS = tuple(2.0**k for k in range(-2, 4))
+LAMS = (2**-3, 2**-1, 2.0)
+CS = (2**-2, 1.0, 4.0)
 POINTS = 2000  # test images of a point's median; the accuracy is of all
 
 
