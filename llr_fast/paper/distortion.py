@@ -118,6 +118,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 bars = [[middle - low], [high - middle]]
                 ax.errorbar([at], [middle], bars, fmt="o", markersize=4, color=colour, label=label)
     ax.set_xticks(range(len(MEASURES)), [f"{measure}\n({label})" for measure, label in MEASURES.items()])
-    ax.set(ylabel=r"$\ell_1$ distortion of the gradient", yscale="log")
-    ax.legend(title="network; bars: P25 to P75")
+    ax.set_ylabel(r"$\ell_1$ distortion of the gradient")
+    ax.set_ylim(bottom=0)
+    figure.legend(title="network; bars: P25 to P75", loc="outside right upper")
     return figure

@@ -151,7 +151,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
         bars = ax.bar([place + shift for place in range(len(groups))], heights, 0.25, color=colour, label=name)
         ax.bar_label(bars, [f"{height:.2g}" for height in heights], fontsize="small")
     ax.set_xticks(range(len(groups)), [f"{network}\n{_name(loss)}" for network, loss in groups])
-    ax.set(ylabel="relative standard deviation, one direction", yscale="log")
+    ax.set_ylabel("relative standard deviation, one direction")
     ax.margins(y=0.15)
     ax.legend(ncols=3)
     return figure
