@@ -16,7 +16,7 @@ from llr_fast.paper.study import Study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GAMMAS = (0, 25, 50, 75, 100)  # 0 is the single top neuron, "max" in the paper
+GAMMAS = (0, 25, 50, 100)  # 0 is the single top neuron, "max" in the paper, which also has 75
 LAMS = (2**-3, 2**-1, 2.0)
 CS = (2**-2, 1.0, 4.0)
 POINTS = 2000  # test images of a point's median; the accuracy is of all
