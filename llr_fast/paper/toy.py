@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llr_fast import MarginLoss, ROLLLoss, margin, regions_along
-from llr_fast.checks import check_count
+from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, table
 from llr_fast.paper.training import Training, fit
 from llr_fast.plane import regions_on_plane
@@ -26,7 +26,7 @@ LEARNING_RATE = 1e-3
 HALF = 1.5  # of the side of the picture, a square around the origin
 KEPT = 250  # epochs between the states that an interruption leaves
 LINES = 41  # across the picture, where its regions are measured
-SETTINGS = ("points", "width", "epochs", "seed")
+COUNTS = {"points": (8, "of each class"), "width": (100, "of each layer"), "epochs": (5000, "of training")}
 
 Loss = Callable[[nn.Module], "nn.Module | None"]
 
@@ -37,22 +37,14 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds `toy` to the experiments."""
-    parser = commands.add_parser("toy", help="Figure 1", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--points", type=int, default=8, metavar="N", help="of each class (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=100, metavar="N", help="of each layer (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.set_defaults(run=run)
+    add_experiment(commands, "toy", "Figure 1", __doc__, run, COUNTS)
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains and measures the networks that are not yet in the folder; writes the table and the figure."""
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    for name in ("points", "width", "epochs"):
-        check_count(name, settings[name])
+    settings = settings_of(options, COUNTS)
     study = Study("toy", options.out, {**settings, "learning_rate": LEARNING_RATE, "lam": LAM, "C": C})
     x, y = spirals(options.points)
     networks = {name: partial(_trained, name, x, y, study) for name in LOSSES}

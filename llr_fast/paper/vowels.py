@@ -6,15 +6,14 @@ import argparse
 import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from llr_fast import evaluate
-from llr_fast.checks import check_count
 from llr_fast.norms import NORMS
 from llr_fast.paper import datasets, vowels_text
+from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.scornn import ScoRNN
 from llr_fast.paper.sequences import BATCH, LEARNING_RATE, Split, Variant, by_length, objective, split, train
 from llr_fast.paper.study import Study
@@ -26,7 +25,11 @@ VARIANTS = (Variant(), Variant(2**-5, 2**4), Variant(2**-1, 2**2))
 STATED = {"batch": BATCH, "learning_rate": LEARNING_RATE, "gamma": 100, "rho": 0.5, "slope": 0.01}
 CHANNEL = 8  # the ninth
 DRAWS = 8  # of random directions, to compare with the exact penalty
-SETTINGS = ("epochs", "hidden", "estimator", "samples", "held", "seed")
+COUNTS = {
+    "epochs": (200, "of training"),
+    "hidden": (512, "units"),
+    "samples": (4, "random directions"),
+}
 
 
 class Trained(NamedTuple):
@@ -40,32 +43,23 @@ class Trained(NamedTuple):
         return self.model.eval()
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds `vowels` to the experiments."""
-    parser = commands.add_parser("vowels", help="Table 3 and Figure 3", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the two .ts files")
-    parser.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=200, metavar="N", help="default: %(default)s")
-    parser.add_argument("--hidden", type=int, default=512, metavar="N", help="units (default: %(default)s)")
+    parser = add_experiment(commands, "vowels", "Table 3 and Figure 3", __doc__, run, COUNTS, "the two .ts files")
     parser.add_argument(
         "--estimator",
         choices=("exact", "rademacher"),
         default="rademacher",
         help="of the penalty in training; exact takes about four times as long (default: %(default)s)",
     )
-    parser.add_argument("--samples", type=int, default=4, metavar="K", help="random directions (default: %(default)s)")
     parser.add_argument(
         "--held", type=int, default=5, metavar="N", help="of each speaker, for validation (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains and measures the networks that are not yet in the folder; writes tables and the figure."""
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    for name in ("epochs", "hidden", "samples"):
-        check_count(name, settings[name])
+    settings = {**settings_of(options, COUNTS), "estimator": options.estimator, "held": options.held}
     data = split(*datasets.japanese_vowels(options.data), options.held, options.seed)
     study = Study("vowels", options.out, {**settings, **STATED})
     networks = {variant: _trained(variant, data, study) for variant in VARIANTS}
