@@ -16,7 +16,7 @@ from llr_fast import evaluate
 from llr_fast.paper import classifiers, curves, datasets
 from llr_fast.paper.classifiers import Split, Variant
 from llr_fast.paper.options import Commands, add_experiment, settings_of
-from llr_fast.paper.study import Study, table
+from llr_fast.paper.study import Study, margin_of, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def _margin_rows(found: Mapping[Variant, Mapping[str, Any]], norm: str) -> list[
             rows.append([_loss(C), "paper", *theirs, ""])
         for variant, f in found.items():
             if variant.C == C:
-                ours = [f["margins"][norm][level] / UNIT for level in PERCENTILES]
+                ours = [margin_of(f, norm, level, UNIT) for level in PERCENTILES]
                 rows.append([*_named(variant), *ours, "" if theirs is None else deviation(ours[:3], theirs[:3])])
     return rows
 

@@ -60,9 +60,7 @@ class Study:
                 self._note_duration(name, time.perf_counter() - start)
         return _read(path, None)
 
-    def publish(
-        self, results: Mapping[str, Any], text: str, pictures: Mapping[str, Figure] | None = None, **about: Any
-    ) -> None:
+    def publish(self, results: Mapping[str, Any], text: str, pictures: Mapping[str, Figure]) -> None:
         """Writes results and pictures; prints the text."""
         record = {
             "experiment": self.name,
@@ -70,7 +68,6 @@ class Study:
             "machine": dict(versions()),
             "seconds": {name: round(seconds, 1) for name, seconds in self._durations().items()},
             "settings": self.settings,
-            **about,
             "results": results,
         }
         _write(self.out / f"{self.name}.json", record)
@@ -79,7 +76,7 @@ class Study:
         text = f"{text}\n\nRun: {minutes:.1f} minutes on {where}.\n"
         (self.out / f"{self.name}.md").write_text(text)
         print(text)
-        for name, figure in (pictures or {}).items():
+        for name, figure in pictures.items():
             print("picture:", save(figure, self.out / f"{self.name}-{name}.png"))
 
     def _durations(self) -> dict[str, float]:
@@ -106,6 +103,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row] for row in rows]
     align = ("left", *["right"] * (len(headers) - 1))
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def margin_of(row: Mapping[str, Any], norm: str, level: str, unit: float) -> float:
+    """A percentile of a report's margins, as a step returns it, in that unit."""
+    value = row["margins"][norm][level]
+    return math.inf if value is None else value / unit
 
 
 def spread(values: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from llr_fast.paper.sequences import Split, Variant
-from llr_fast.paper.study import table
+from llr_fast.paper.study import margin_of, table
 
 PERCENTILES = ("P25", "P50", "P75", "P100")
 UNIT = 1e-6  # of the margins in the tables
@@ -72,7 +72,7 @@ def _main(rows: Rows) -> str:
         printed = PAPER[variant]
         lines.append([name(variant), "paper", "", f"{printed.accuracy}%", *printed.l1, *printed.l2])
         for by, row in found.items():
-            values = [_margin(row, norm, level) for norm in ("l1", "l2") for level in PERCENTILES]
+            values = [margin_of(row, norm, level, UNIT) for norm in ("l1", "l2") for level in PERCENTILES]
             lines.append([name(variant), SELECTIONS[by], row["epoch"], f"{row['accuracy']:.1%}", *values])
     return table(headers, lines)
 
@@ -82,7 +82,7 @@ def _regions(rows: Rows) -> str:
     lines = [
         [
             *(name(variant), SELECTIONS[by], row["regions"]["lower"], row["regions"]["upper"]),
-            *(_margin(row, "linf", level) for level in PERCENTILES),
+            *(margin_of(row, "linf", level, UNIT) for level in PERCENTILES),
         ]
         for variant, found in rows.items()
         for by, row in found.items()
@@ -102,16 +102,11 @@ def _ratios(rows: Rows) -> str:
         for norm in ("l1", "l2"):
             theirs = [a / b for a, b in zip(getattr(PAPER[variant], norm), getattr(PAPER[vanilla], norm))][:3]
             ours = {
-                by: [_margin(row, norm, p) / _margin(rows[vanilla][by], norm, p) for p in levels]
+                by: [margin_of(row, norm, p, UNIT) / margin_of(rows[vanilla][by], norm, p, UNIT) for p in levels]
                 for by, row in rows[variant].items()
             }
             lines.append([name(variant), norm, *theirs, *ours["validation"], ours["test"][1]])
     return table(headers, lines)
-
-
-def _margin(row: Mapping[str, Any], norm: str, level: str) -> float:
-    value = row["margins"][norm][level]
-    return math.inf if value is None else value / UNIT
 
 
 def _compared(checks: Mapping[Variant, Mapping[str, Any]]) -> str:
