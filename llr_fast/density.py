@@ -10,9 +10,7 @@ from tqdm import tqdm
 from llr_fast import certify, norms, sketch
 from llr_fast.batches import PATIENCE
 from llr_fast.checks import check_choice, check_count, check_range
-from llr_fast.directions import Directions
-from llr_fast.linearize import Layer
-from llr_fast.neurons import gradient_norms
+from llr_fast.frozen import Backward, Frozen, freeze
 
 METHODS = ("exact", "search", "sketch", "auto")
 _AFFORDABLE = 2**24  # derivatives of all neurons by all inputs of one sample, all of which are then computed
@@ -77,21 +75,23 @@ def region_density(
         raise ValueError("method: expected 'exact' or 'search' for p = 1, because no sketch estimates ||grad z||_inf")
     counts, q = [], norms.dual(p)
     for part in x.split(certify.samples_at_once(model, x, torch.float64)):
-        layers = certify.values(model, part, torch.float64)
-        total = sum(layer.z.size(1) for layer in layers)
+        frozen = freeze(model, part, torch.float64)
+        distances = [layer.distance for layer in frozen.layers]
+        total = sum(distance.size(1) for distance in distances)
         chosen = _automatic(part, total, p) if method == "auto" else method
-        if not layers:
+        if not distances:
             counts.append(torch.zeros(len(part), dtype=torch.long, device=x.device))
         elif chosen == "exact":
-            within = [_within(n.distance, n.norm, radius).sum(1) for n in gradient_norms(model, part, q)]
-            counts.append(torch.stack(within).sum(0))
+            measured = frozen.gradient_norms(q, frozen.chain() if q == 2 else None)
+            counts.append(_within(torch.cat(distances, 1), torch.cat(measured, 1), radius).sum(1))
         elif chosen == "search":
-            statistic = _sketched(model, part, layers, q, _SEARCH_DIRECTIONS, generator)
-            bound = sketch.upper_bound(statistic, q, _SEARCH_DIRECTIONS, failure_probability / total)
-            counts.append(_verified(model, part, bound, radius, q, progress))
+            statistics = sketch.statistics(frozen, q, _SEARCH_DIRECTIONS, generator)
+            bounds = sketch.joint_bounds(statistics, distances, q, _SEARCH_DIRECTIONS, failure_probability)
+            counts.append(_verified(frozen, torch.cat(bounds, 1), radius, q, progress))
         else:
-            norm = _estimate(_sketched(model, part, layers, q, directions, generator), q, directions)
-            counts.append(_within(_distances(layers), norm, radius).sum(1))
+            statistics = sketch.statistics(frozen, q, directions, generator)
+            norm = _estimate(torch.cat(statistics, 1).double(), q, directions)
+            counts.append(_within(torch.cat(distances, 1), norm, radius).sum(1))
     return torch.cat(counts)
 
 
@@ -106,28 +106,17 @@ def _within(distance: Tensor, norm: Tensor, radius: float) -> Tensor:
     return (distance <= radius * norm) & (norm > 0)
 
 
-def _sketched(
-    model: nn.Module, x: Tensor, layers: list[Layer], q: float, count: int, generator: torch.Generator | None
-) -> Tensor:
-    """[B, N]: the sketch's statistic over random directions that the samples share."""
-    like = torch.empty(0, dtype=certify.tangent_dtype(model, x), device=x.device)
-    drawn = sketch.draw(q, (count, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
-    chunks = (Directions(part) for part in drawn.split(certify.chunk_of_directions(layers, like.dtype)))
-    statistics = certify.statistics(model, x, chunks, sketch.statistic_for(q), torch.float64)
-    return torch.cat(statistics, 1).double()
-
-
 def _estimate(statistic: Tensor, q: float, directions: int) -> Tensor:
     """||g||_2 from E (g.v)^2 = ||g||_2^2, and ||g||_1 from E ln|g.v| = ln ||g||_1 for Cauchy v."""
     return (statistic / directions).exp() if q == 1 else (statistic / directions).sqrt()
 
 
-def _verified(model: nn.Module, x: Tensor, bound: Tensor, radius: float, q: float, progress: bool) -> Tensor:
+def _verified(frozen: Frozen, bound: Tensor, radius: float, q: float, progress: bool) -> Tensor:
     """The exact count, by back-propagation of every neuron that counts with the bound [B, N] of its norm."""
-    backward = certify.Backward(model, x, torch.float64)
-    distance = _distances(backward.layers)
-    layer_of = torch.cat([torch.full(layer.z.shape[1:], i) for i, layer in enumerate(backward.layers)]).to(x.device)
-    place_of = torch.cat([torch.arange(layer.z.size(1)) for layer in backward.layers]).to(x.device)
+    x, layers, backward = frozen.x, frozen.layers, Backward(frozen)
+    distance = torch.cat([layer.distance for layer in layers], 1)
+    layer_of = torch.cat([torch.full(layer.z.shape[1:], i) for i, layer in enumerate(layers)]).to(x.device)
+    place_of = torch.cat([torch.arange(layer.z.size(1)) for layer in layers]).to(x.device)
     candidates = [row.nonzero().squeeze(1) for row in _within(distance, bound, radius)]
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
     columns = pad_sequence(candidates, batch_first=True, padding_value=-1).t()
@@ -137,7 +126,3 @@ def _verified(model: nn.Module, x: Tensor, bound: Tensor, radius: float, q: floa
         near = distance.gather(1, neuron.clamp_min(0)[:, None]).squeeze(1)
         count += _within(near, norms.norm(gradient, q), radius) & ~none
     return count
-
-
-def _distances(layers: list[Layer]) -> Tensor:
-    return torch.cat([layer.distance for layer in layers], 1)

@@ -49,6 +49,7 @@ class Layer:
     kinks: tuple[float, ...]
     piece: Tensor  # [B, n]; empty in training, which does not need it
     statistic: Tensor  # [B, n], of the gradients dz/dx; where none was asked for, the tangents [K, B, n]
+    samples: Samples  # where the B samples lie in what the network computed
 
     @property
     def offset(self) -> Tensor:
@@ -77,8 +78,7 @@ class Evaluation:
     """Settings and findings of one evaluation of `model`.
 
     A certificate refuses layers in training mode, cuts parameters out of the graph and computes values in a precision
-    of its own; to the model they keep the dtype `declared`, so that it makes its own constants as ever. `graph` says
-    whether its linearization is differentiable by the directions, even where the model switches gradients off.
+    of its own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
     Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
     running statistics alone.
     """
@@ -87,7 +87,6 @@ class Evaluation:
     statistic: str | None = None
     certificate: bool = False
     declared: torch.dtype | None = None
-    graph: bool = False
     finished: bool = False
     layers: list[Any] = field(default_factory=list)
     _paths: dict[int, str] | None = None
@@ -99,7 +98,7 @@ class Evaluation:
         return tensor.detach().to(like) if self.certificate else tensor
 
     def grad_mode(self) -> Any:
-        return torch.set_grad_enabled(self.graph) if self.certificate else contextlib.nullcontext()
+        return torch.no_grad() if self.certificate else contextlib.nullcontext()
 
     def report(
         self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, slope: Tensor
@@ -118,7 +117,7 @@ class Evaluation:
         rows = x.samples.rows
         measured = rows(measured, lead=measured.dim() - x.value.dim())
         piece = rows(piece) if self.certificate else piece
-        return Layer(self._name(function), rows(x.value), kinks, piece, measured)
+        return Layer(self._name(function), rows(x.value), kinks, piece, measured, x.samples)
 
     def module_path(self) -> str:
         """Path in the model of the module whose forward is running; the model's class name for the model itself."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llr_fast import certify, cost, norms, search
 from llr_fast.checks import check_choice, check_range
+from llr_fast.frozen import freeze
 from llr_fast.gram import Gram
 
 ROUNDING = 1e-3  # relative error, at most, of float32 norms from sums over all axes or Gram matrices
@@ -92,9 +93,9 @@ def margin(
         x: [B, ...], finite; any shape of sample.
         p: 1, 2 or inf.
         method: "exact" computes the gradient norms of all neurons, from Gram matrices for p = 2 and chains of dense
-            layers, else from all input axes. "search" bounds all norms from
-            20 random directions and computes exactly those that can decide the minimum; the result is the exact
-            margin but with probability `failure_probability` per sample. "auto" takes the cheaper one.
+            layers, else from all input axes. "search" bounds all norms from 18 random directions and computes exactly
+            those that can decide the minimum; the result is the exact margin but with probability
+            `failure_probability` per sample. "auto" takes the cheaper one.
         failure_probability: of the search, for each sample.
         dtype: of the values that decide on which side of a kink a point is; gradients have the model's dtype.
         generator: of the search's random directions.
@@ -132,21 +133,19 @@ def _of_part(
     dtype: torch.dtype,
     generator: torch.Generator | None,
 ) -> Margin:
-    backward = certify.Backward(model, x, dtype)
-    layers, q = backward.layers, norms.dual(p)
-    if not layers:
+    frozen, q = freeze(model, x, dtype), norms.dual(p)
+    if not frozen.layers:
         return _unbounded(x, p, dtype)
-    gram = certify.chain(model, x, dtype) if p == 2 and method != "search" else None
+    gram = frozen.chain() if p == 2 and method != "search" else None
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(x, gram))
     if exact:
-        exact_norms = certify.gradient_norms(model, x, layers, q, dtype, gram)
-        bounds = [norm * (1 + ROUNDING) for norm in exact_norms]
+        bounds = [norm * (1 + ROUNDING) for norm in frozen.gradient_norms(q, gram)]
     else:
-        bounds = search.sketched_bounds(model, x, layers, q, failure_probability, dtype, generator)
-    found = search.verify(model, x, backward, bounds, q, dtype)
-    offset = search.entries([layer.offset for layer in layers], found.layer, found.neuron)
+        bounds = search.sketched_bounds(frozen, q, failure_probability, generator)
+    found = search.verify(model, frozen, bounds, q, dtype)
+    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)
-    names = [layer.name for layer in layers]
+    names = [layer.name for layer in frozen.layers]
     return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llr_fast import certify, norms
 from llr_fast.checks import check_choice, check_direction
 from llr_fast.directions import Directions
+from llr_fast.frozen import freeze
 from llr_fast.linearize import Layer
 
 
@@ -53,10 +54,9 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
     """
     check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
-    layers = certify.values(model, x, torch.float64)
-    gram = certify.chain(model, x, torch.float64) if q == 2 else None
-    measured = certify.gradient_norms(model, x, layers, q, torch.float64, gram)
-    return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(layers, measured, strict=True)]
+    frozen = freeze(model, x, torch.float64)
+    measured = frozen.gradient_norms(q, frozen.chain() if q == 2 else None)
+    return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(frozen.layers, measured, strict=True)]
 
 
 def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:

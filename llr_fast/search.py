@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr_fast import certify, norms, sketch
-from llr_fast.directions import Directions
-from llr_fast.linearize import Layer
+from llr_fast import norms, sketch
+from llr_fast.frozen import Backward, Frozen, freeze
 from llr_fast.ops import smallest_bounds
 
-DIRECTIONS = 20  # of the sketch: its bounds are then 8 to 10 times the true norms at a failure probability of 1e-10
+DIRECTIONS = 18  # of the sketch: fewer cost more back-propagations than they save, for all p
 CANDIDATES = 64  # neurons that are sorted at a time
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
 
@@ -29,31 +28,21 @@ class Nearest:
 
 
 def sketched_bounds(
-    model: nn.Module,
-    x: Tensor,
-    layers: list[Layer],
-    q: float,
-    failure_probability: float,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
+    frozen: Frozen, q: float, failure_probability: float, generator: torch.Generator | None
 ) -> list[Tensor]:
     """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample."""
-    like = torch.empty(0, dtype=certify.tangent_dtype(model, x), device=x.device)
-    directions = sketch.draw(q, (DIRECTIONS, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
-    chunks = (Directions(part) for part in directions.split(certify.chunk_of_directions(layers, like.dtype)))
-    per_neuron = failure_probability / sum(layer.z.size(1) for layer in layers)
-    statistics = certify.statistics(model, x, chunks, sketch.statistic_for(q), dtype)
-    return [sketch.upper_bound(statistic, q, DIRECTIONS, per_neuron) for statistic in statistics]
+    statistics = sketch.statistics(frozen, q, DIRECTIONS, generator)
+    distances = [layer.distance for layer in frozen.layers]
+    return sketch.joint_bounds(statistics, distances, q, DIRECTIONS, failure_probability)
 
 
-def verify(
-    model: nn.Module, x: Tensor, backward: certify.Backward, bounds: list[Tensor], q: float, dtype: torch.dtype
-) -> Nearest:
+def verify(model: nn.Module, frozen: Frozen, bounds: list[Tensor], q: float, dtype: torch.dtype) -> Nearest:
     """Exact ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
     In each pass every undecided sample back-propagates its own next neuron.
     """
-    distances = [layer.distance for layer in backward.layers]
+    x, backward = frozen.x, Backward(frozen)
+    distances = [layer.distance for layer in frozen.layers]
     best = _nothing(x.to(backward.direction.dtype), distances[0])
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
@@ -63,7 +52,7 @@ def verify(
             if not undecided.numel():
                 return best
             if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
-                rows, backward = undecided, certify.Backward(model, x[undecided], dtype)
+                rows, backward = undecided, Backward(freeze(model, x[undecided], dtype))
             gradient = backward.gradient(at_layer[rows], at_neuron[rows])
             norm = norms.norm(gradient, q).to(best.value.dtype)
             ratio = entries(distances, at_layer, at_neuron)[rows] / norm

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import chi2
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from llr_fast.frozen import Frozen
+
+_MAGNITUDES = 40  # of distances that are told apart, from the largest one down; the rest count as the least of them
 
 
 def statistic_for(q: float) -> str:
@@ -27,6 +33,14 @@ def draw(q: float, shape: Sequence[int], like: Tensor, generator: torch.Generato
     return directions.cauchy_(generator=generator) if q == 1 else directions.normal_(generator=generator)
 
 
+def statistics(frozen: Frozen, q: float, directions: int, generator: torch.Generator | None) -> list[Tensor]:
+    """For each layer the statistic [B, n] over random directions that the samples share."""
+    x = frozen.x
+    like = torch.empty(0, dtype=frozen.tape.dtype, device=x.device)
+    drawn = draw(q, (directions, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
+    return frozen.statistics(frozen.chunks(drawn), statistic_for(q))
+
+
 def upper_bound(statistic: Tensor, q: float, directions: int, failure_probability: float) -> Tensor:
     """A bound that each l_q norm exceeds with at most `failure_probability`, from its statistic over `directions`.
 
@@ -34,9 +48,44 @@ def upper_bound(statistic: Tensor, q: float, directions: int, failure_probabilit
     q = 1: sum ln|g.v| = r ln ||g||_1 + sum ln|C|, and by Chernoff, with E|C|^-s = 1 / cos(pi s / 2) for 0 < s < 1,
     the last sum stays above -deviation but with `failure_probability`.
     """
+    return _bound(statistic, q, directions, _quantile(q, directions, failure_probability))
+
+
+def joint_bounds(
+    statistics: list[Tensor], distances: list[Tensor], q: float, directions: int, failure_probability: float
+) -> list[Tensor]:
+    """For each layer upper bounds [B, n] of the norms; all of a sample's hold but with `failure_probability`.
+
+    What may fail is shared out by the distances to the kinks, [B, n], which the directions do not depend on: in equal
+    parts to the magnitudes of distances (powers of 2), and in each to its neurons. So the few neurons near their kinks,
+    among which the margin is decided, get tighter bounds than by equal parts for all: half as many have to be verified.
+    """
+    exponents = [torch.frexp(distance).exponent.long() for distance in distances]
+    last = max((int(exponent.max()) for exponent in exponents if exponent.numel()), default=0)
+    magnitudes = [(last - exponent).clamp_max(_MAGNITUDES - 1) for exponent in exponents]
+    # Of a batch, the sample that has most neurons of a magnitude decides, so that one table serves all.
+    most = torch.stack([_counts(magnitude) for magnitude in magnitudes]).sum(0).amax(0).tolist()
+    parts = sum(count > 0 for count in most)
+    levels = [failure_probability / (parts * max(1, count)) for count in most]
+    quantiles = statistics[0].new_tensor([_quantile(q, directions, level) for level in levels])
+    return [_bound(s, q, directions, quantiles[m]) for s, m in zip(statistics, magnitudes, strict=True)]
+
+
+def _counts(magnitude: Tensor) -> Tensor:
+    """[B, _MAGNITUDES]: how many of the neurons [B, n] of each sample have each magnitude."""
+    counts = magnitude.new_zeros(len(magnitude), _MAGNITUDES)
+    return counts.scatter_add_(1, magnitude, torch.ones_like(magnitude))
+
+
+def _quantile(q: float, directions: int, failure_probability: float) -> float:
+    """What the statistic of a gradient of norm 1 stays above but with `failure_probability`."""
     if q == 1:
-        return ((statistic + _cauchy_deviation(directions, failure_probability)) / directions).exp()
-    return (statistic / float(chi2.ppf(failure_probability, directions))).sqrt()
+        return -_cauchy_deviation(directions, failure_probability)
+    return float(chi2.ppf(failure_probability, directions))
+
+
+def _bound(statistic: Tensor, q: float, directions: int, quantile: float | Tensor) -> Tensor:
+    return ((statistic - quantile) / directions).exp() if q == 1 else (statistic / quantile).sqrt()
 
 
 def _cauchy_deviation(directions: int, failure_probability: float) -> float:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import llr_fast
-from llr_fast import density
+from llr_fast import sketch
+from llr_fast.frozen import freeze
 
 DTYPE = torch.float64
 KINDS = ["relu", "relu6", "maximum", "conv2d", "residual", "recurrent_time_first", "frames", "decoder", "max_pool2d"]
@@ -165,9 +166,7 @@ def test_sketched_density_has_the_stated_error(p, deviation):
 
 def test_sketched_norms_have_the_chi_distribution():
     model, x = nn.Sequential(nn.Linear(50, 2000), nn.ReLU()), torch.zeros(1, 50)
-    layers = llr_fast.certify.values(model, x, DTYPE)
-    generator = torch.Generator().manual_seed(0)
-    statistic = density._sketched(model, x, layers, 2, 64, generator)[0]
+    (statistic,) = sketch.statistics(freeze(model, x, DTYPE), 2, 64, torch.Generator().manual_seed(0))
     ratio = statistic / model[0].weight.detach().double().square().sum(1)
     below = (ratio < chi2.ppf(0.25, 64)).double().mean()
     assert 0.15 < below < 0.35

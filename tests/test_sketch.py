@@ -49,6 +49,44 @@ def test_the_gaussian_bound_is_tight(name, directions):
     assert abs(share - 0.1) <= 4 * math.sqrt(0.09 / DRAWS)
 
 
+def joint(norms, distances, q, level, draws=DRAWS):
+    """Joint bounds of neurons of these gradient norms, each draw of 6 directions a sample of its own: [draws, n]."""
+    generator = torch.Generator().manual_seed(7)
+    gradients = torch.outer(norms, GRADIENTS["decaying"].to(DTYPE) / GRADIENTS["decaying"].norm(q))
+    drawn = sketch.draw(q, (draws, 6, gradients.size(1)), gradients, generator)
+    along = (drawn @ gradients.T).abs()
+    measured = along.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else along.square().sum(1)
+    layers = [5, len(norms) - 5]
+    statistics, away = measured.split(layers, 1), distances.expand(draws, -1).split(layers, 1)
+    return torch.cat(sketch.joint_bounds(list(statistics), list(away), q, 6, level), 1)
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_joint_bounds_fail_as_rarely_as_promised(q):
+    norms = torch.linspace(0.5, 2, 30, dtype=DTYPE)
+    for distances in (torch.ones(30), torch.logspace(-6, 0, 30), torch.linspace(0, 1, 30)):
+        failed = (joint(norms, distances.to(DTYPE), q, 0.05) < norms).any(1).double().mean()
+        assert failed <= 0.05 + 4 * math.sqrt(0.05 / DRAWS)
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+def test_joint_bounds_of_neurons_near_their_kinks_are_tighter(q):
+    norms = torch.ones(1000, dtype=DTYPE)
+    distances = torch.linspace(1e-3, 1, 1000, dtype=DTYPE)
+    bounds = joint(norms, distances, q, 1e-10, draws=50)
+    equal_parts = joint(norms, torch.ones(1000, dtype=DTYPE), q, 1e-10, draws=50)
+    near = distances < 0.01
+    assert (bounds[:, near] < 0.8 * equal_parts[:, near]).all()
+    assert (bounds < 10 ** (1 / 6) * equal_parts).all()  # of ten magnitudes, and 6 directions
+
+
+def test_joint_bounds_of_tiny_distances_and_of_empty_layers():
+    statistics = [torch.ones(2, 3, dtype=DTYPE), torch.ones(2, 0, dtype=DTYPE)]
+    distances = [torch.tensor([[0.0, 1e-300, 1.0], [1e-10, 1e-200, 1e10]], dtype=DTYPE), torch.empty(2, 0, dtype=DTYPE)]
+    first, second = sketch.joint_bounds(statistics, distances, 2, 20, 1e-10)
+    assert first.isfinite().all() and first.shape == (2, 3) and second.shape == (2, 0)
+
+
 @pytest.mark.parametrize("q, factor", [(1, 30), (2, 10)])
 def test_bounds_at_the_working_point_are_useful(q, factor):
     """20 directions, 1e-10 shared by a million neurons."""

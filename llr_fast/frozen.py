@@ -1,0 +1,108 @@
+"""The network with its activation pattern frozen: evaluated once, then linear along any direction and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast import norms
+from llr_fast.certify import directions_at_once, evaluate, tangent_dtype
+from llr_fast.directions import Directions, axes
+from llr_fast.gram import Gram, NotAChainError
+from llr_fast.linearize import Layer, Linearization
+from llr_fast.precision import full_precision
+from llr_fast.tape import Noted, Tape
+
+
+@dataclass
+class Frozen:
+    """The layers of neurons of a network at x [B, ...], and the tape from which their derivatives follow."""
+
+    x: Tensor
+    layers: list[Layer]
+    tape: Tape
+
+    def along(self, linearization: Linearization, statistic: str | None = None) -> list[Tensor]:
+        """For each layer the statistic [B, n] of the gradients; of directions, without one, the tangents [K, B, n]."""
+        lead = 1 if statistic is None else 0
+        with full_precision(), torch.autocast(self.x.device.type, enabled=False):
+            measured = list(self.tape.along(linearization, statistic))
+        return [layer.samples.rows(t, lead) for layer, t in zip(self.layers, measured, strict=True)]
+
+    @torch.no_grad()
+    def statistics(self, chunks: Iterable[Directions], statistic: str) -> list[Tensor]:
+        """For each layer the statistic [B, n] over the directions of all chunks."""
+        combine = torch.maximum if statistic == "max_abs" else torch.add
+        total: list[Tensor] = []
+        for chunk in chunks:
+            found = self.along(chunk, statistic)
+            total = [combine(a, b) for a, b in zip(total, found, strict=True)] if total else found
+        return total
+
+    def chunks(self, directions: Tensor) -> Iterator[Directions]:
+        """Directions [K, B, ...], as many at a time as the budget allows."""
+        return (Directions(part) for part in directions.split(self._directions_at_once()))
+
+    def chain(self) -> Gram | None:
+        """The network as a chain of dense layers with its slopes at x, if it is one."""
+        gram = Gram.start(self.x, self.tape.dtype)
+        try:
+            self.along(gram)
+        except NotAChainError:
+            return None
+        return gram.last() if gram.is_chain() else None
+
+    def gradient_norms(self, q: float, gram: Gram | None) -> list[Tensor]:
+        """For each layer the exact l_q norms [B, n] of its neurons' gradients.
+
+        From the Gram matrices of a chain where they are given, which is for q = 2, else from all input axes.
+        """
+        if gram is not None:
+            with full_precision():
+                return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
+        size = self.x[0].numel()
+        chunk = self._directions_at_once(entries=size)
+        parts = (axes(self.x, start, min(start + chunk, size), self.tape.dtype) for start in range(0, size, chunk))
+        return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
+
+    def _directions_at_once(self, entries: int = 0) -> int:
+        """What keeps the tangents of the widest layer within the budget, with `entries` where directions are made."""
+        return directions_at_once(max((layer.z.numel() for layer in self.layers), default=1) + entries, self.tape.dtype)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Frozen:
+    """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients."""
+    x = x.detach().clone()
+    tape = Tape(tangent_dtype(model, x))
+    return Frozen(x, evaluate(model, x, Noted(tape), dtype), tape)
+
+
+class Backward:
+    """Gradients of chosen neurons by back-propagation through the linearization.
+
+    A tangent is linear in the direction, so its derivative by the direction is the neuron's gradient, whatever the
+    direction: the backward passes run through the frozen pattern and need no graph of the values.
+    """
+
+    def __init__(self, frozen: Frozen) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = frozen.x
+            self.direction = torch.zeros(1, *x.shape, dtype=frozen.tape.dtype, device=x.device, requires_grad=True)
+            self.tangents = [tangents[0] for tangents in frozen.along(Directions(self.direction))]
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def gradient(self, layer: Tensor, neuron: Tensor) -> Tensor:
+        """[B, ...]: for each sample the gradient of its neuron `neuron` [B] in layer `layer` [B], none where -1."""
+        total = self.direction.sum() * 0
+        for index in layer.unique().tolist():
+            rows = (layer == index).nonzero().squeeze(1)
+            if index >= 0:
+                total = total + self.tangents[index][rows, neuron[rows]].sum()
+        with full_precision(), torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
+            return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]

@@ -1,0 +1,86 @@
+"""A tape of what a network does to its linearization: with the pattern frozen, the network is this linear program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a linearization, called with constants and then with further linearizations, all known by number."""
+
+    method: str
+    operands: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+
+@dataclass
+class Tape:
+    """The operations of one evaluation, to be done to any linearization of the tangents' `dtype`.
+
+    The evaluation begins with `Noted(tape)` in place of a linearization.
+    """
+
+    dtype: torch.dtype
+    operations: list[Operation] = field(default_factory=list)
+
+    def along(self, linearization: Any, statistic: str | None) -> Iterator[Tensor]:
+        """Does the same to a linearization of the input; what `activate` measures of each layer, in turn.
+
+        A linearization is let go after its last use, and what no layer depends on is left out.
+        """
+        last_use = {number: i for i, operation in enumerate(self.operations) for number in operation.operands}
+        known = {0: linearization}
+        del linearization
+        for i, operation in enumerate(self.operations[: self._end()]):
+            first, *others = (known[number] for number in operation.operands)
+            known = {number: value for number, value in known.items() if last_use[number] > i}
+            if operation.method == "activate":
+                result, measured = first.activate(*operation.constants, statistic)
+                yield measured
+            else:
+                result = getattr(first, operation.method)(*operation.constants, *others)
+            if i + 1 in last_use:
+                known[i + 1] = result
+
+    def _end(self) -> int:
+        return max((i + 1 for i, operation in enumerate(self.operations) if operation.method == "activate"), default=0)
+
+
+def _noting(method: str) -> Callable[..., Noted]:
+    def note(self: Noted, *arguments: Any) -> Noted:
+        others = [argument.number for argument in arguments if isinstance(argument, Noted)]
+        constants = tuple(argument for argument in arguments if not isinstance(argument, Noted))
+        self.tape.operations.append(Operation(method, (self.number, *others), constants))
+        return Noted(self.tape, len(self.tape.operations))
+
+    return note
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A linearization that computes nothing: the result of the tape's operation `number`, or its input, 0."""
+
+    tape: Tape
+    number: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tape.dtype
+
+    pointwise = _noting("pointwise")
+    batched = _noting("batched")
+    convolved = _noting("convolved")
+    scaled = _noting("scaled")
+    linear = _noting("linear")
+    reshaped = _noting("reshaped")
+    mapped = _noting("mapped")
+    __getitem__ = _noting("__getitem__")  # of a function that returns several tensors
+
+    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Noted, Tensor]:
+        return _noting("activate")(self, slope), slope.new_empty(0, *slope.shape, dtype=self.dtype)
