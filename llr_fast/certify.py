@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
-from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, Values, linearize
+from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, linearize
 from llr_fast.precision import full_precision
+from llr_fast.tape import values_alone
 
 MEMORY_BUDGET = 2**29  # bytes that one evaluation's tangents may take; larger work is cut into chunks
 CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
@@ -60,7 +61,7 @@ def _versions_in_training(model: nn.Module) -> dict[str, int]:
 
 def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
     """The layers of neurons with their values alone."""
-    return evaluate(model, x, Values(), dtype)
+    return evaluate(model, x, values_alone(), dtype)
 
 
 def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
@@ -81,7 +82,7 @@ def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
     if x.size(0) == 1:
         return 1
     count = _Count(model, certificate=True, declared=x.dtype)
-    linearize(model, x.detach().to(dtype), Values(), count)
+    linearize(model, x.detach().to(dtype), values_alone(), count)
     bytes_per_neuron = 64  # value, piece, slope, tangent and bound of each neuron, and what sorting takes
     samples = min(MEMORY_BUDGET, CACHE_BUDGET) * x.size(0) // (max(1, count.neurons) * bytes_per_neuron)
     return max(1, samples)

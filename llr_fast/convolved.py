@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llr_fast.modes import Modes
+
 if TYPE_CHECKING:
     from llr_fast.directions import Directions
 
@@ -28,9 +30,7 @@ class Convolved:
 
     def __init__(self, inputs: Directions, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
         self.inputs, self.function, self.weight = inputs, function, weight
-        self.graph, kind = torch.is_grad_enabled(), weight.device.type
-        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        self.autocast = torch.autocast(kind, dtype=dtype, enabled=enabled)
+        self.modes = Modes.current(weight.device.type)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -38,7 +38,7 @@ class Convolved:
 
     @cached_property
     def result(self) -> Directions:
-        with torch.set_grad_enabled(self.graph), self.autocast:
+        with self.modes.entered():
             return self.inputs.batched(lambda t: self.function(t, self.weight))
 
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Any:
@@ -47,7 +47,7 @@ class Convolved:
             return self.result.scaled(factor, shape)
         weight = self.weight * factor.view(-1, *[1] * (self.weight.dim() - 1))
         scaled = Convolved(self.inputs, self.function, weight.to(self.weight.dtype))
-        scaled.graph, scaled.autocast = self.graph, self.autocast
+        scaled.modes = self.modes
         return scaled
 
     def settled(self) -> Tensor:

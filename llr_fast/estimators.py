@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from llr_fast import certify, cost
 from llr_fast.directions import Directions, axes
 from llr_fast.gram import Gram, NotAChainError
-from llr_fast.linearize import Evaluation, Linearization, LinearizedTensor, Values, linearize, offset
+from llr_fast.linearize import Evaluation, Linearization, LinearizedTensor, linearize, offset
 from llr_fast.ops.arguments import accumulation_dtype
 from llr_fast.recompute import leaves_of, recomputed_sum
+from llr_fast.samples import Samples
+from llr_fast.tape import Noted, Tape
 
 
 @dataclass
@@ -27,14 +27,7 @@ class Terms:
     squares: Tensor
     hinge: Tensor
     neurons: int
-
-
-@dataclass
-class Measured:
-    """The model's output and the terms of its layers."""
-
-    output: Any
-    layers: list[Terms]
+    samples: Samples
 
 
 @dataclass
@@ -48,12 +41,9 @@ class Brackets(Evaluation):
     ) -> Terms:
         hinge, rows = _hinge(x.value, kinks), x.samples.rows
         if self.statistic == "total_squares":
-            return Terms(measured, hinge.sum(), x.value.numel())
-        return Terms(rows(measured, lead=measured.dim() - x.value.dim()), rows(hinge), x.value.numel())
-
-
-def brackets(step: Step, total: bool) -> Brackets:
-    return Brackets(step.model, "total_squares" if total else "sum_squares")
+            return Terms(measured, hinge.sum(), x.value.numel(), x.samples)
+        squares = rows(measured, lead=measured.dim() - x.value.dim())
+        return Terms(squares, rows(hinge), x.value.numel(), x.samples)
 
 
 def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
@@ -65,108 +55,91 @@ def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     return inside.to(distance.dtype) - distance * side
 
 
-class Step:
-    """The evaluations of one training step: the first is the model's forward, later ones repeat it.
+def evaluate(x: Tensor, linearization: Linearization, evaluation: Evaluation) -> tuple[Any, list[Any]]:
+    """The model's output, and what `evaluation` collects of its layers, of which there has to be one."""
+    output, layers = linearize(evaluation.model, x, linearization, evaluation)
+    if not layers:
+        raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
+    return output, layers
 
-    A repetition draws the same random numbers (dropout) and leaves the model's buffers (running statistics, the vectors
-    of spectral normalisation) alone, of which it starts from those that the first one met.
+
+def along(model: nn.Module, x: Tensor, directions: Directions, scale: float) -> tuple[Any, list[Terms]]:
+    """The model's output and totals along directions, at once: where the model is checkpointed, both are."""
+    output, layers = evaluate(x, directions, Brackets(model, "total_squares"))
+    return output, [replace(layer, squares=layer.squares * scale) for layer in layers]
+
+
+class Step:
+    """An evaluation of the model in training, whose gradient norms follow from a tape of it, in any of several ways.
+
+    So the model runs once: it draws one mask of dropout and updates its running statistics once.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.evaluated = model, False
-        self.cuda = [device] if device.type == "cuda" else []
-        self.random_state = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.cuda]
-        self.buffers: dict[str, Tensor] | None = None
+    def __init__(self, model: nn.Module, x: Tensor, total: bool) -> None:
+        self.x, self.statistic = x, "total_squares" if total else "sum_squares"
+        self.tape = Tape(x.dtype, x.device.type)
+        self.output, self.layers = evaluate(x, Noted(self.tape), Brackets(model, self.statistic))
+        self.tape.finished = True
 
-    def evaluate(
-        self, x: Tensor, linearization: Linearization, evaluation: Evaluation, again: bool = False
-    ) -> tuple[Any, list[Any]]:
-        """The model's output and what `evaluation` collects of its layers; `again` announces a repetition."""
-        if self.evaluated:
-            return self.repeat(x, linearization, evaluation)
-        self.evaluated = True
-        if again:
-            self.buffers = _copies(dict(self.model.named_buffers()))
-        output, layers = linearize(self.model, x, linearization, evaluation)
-        if not layers:
-            raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
-        return output, layers
+    @torch.no_grad()
+    def gram_passes(self) -> float:
+        """The cost of `by_gram` in forward passes; inf where the model is no chain of dense layers."""
+        try:
+            gram = self._gram()
+        except NotAChainError:
+            return math.inf
+        if not gram.is_chain():
+            return math.inf
+        weights = gram.last().weights
+        return cost.gram(weights) / cost.forward(weights)
 
-    def repeat(self, x: Tensor, linearization: Linearization, evaluation: Evaluation) -> tuple[Any, list[Any]]:
-        with torch.random.fork_rng(self.cuda):
-            torch.set_rng_state(self.random_state[0])
-            for device, state in zip(self.cuda, self.random_state[1], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            buffers = _copies(dict(self.model.named_buffers()) if self.buffers is None else self.buffers)
-            return linearize(partial(functional_call, self.model, buffers), x, linearization, evaluation)
+    def by_gram(self) -> list[Tensor]:
+        """Exact, for chains of dense layers."""
+        return self._gram().squared_norms(self.statistic == "total_squares")
 
+    def by_axes(self) -> list[Tensor]:
+        """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
+        x, size = self.x, self.x[0].numel()
+        # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
+        chunk = certify.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype)
+        if size <= cost.AFFORDABLE_PASSES:
+            return self.along(axes(x, 0, size, x.dtype))
 
-def _copies(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in buffers.items()}
+        def squares(start: int) -> list[Tensor]:
+            return self.along(axes(x, start, min(start + chunk, size), x.dtype))
 
+        leaves = leaves_of(layer.hinge for layer in self.layers)
+        return recomputed_sum(squares, range(0, size, chunk), leaves)
 
-@torch.no_grad()
-def gram_passes(step: Step, x: Tensor) -> float:
-    """The cost of `by_gram` in forward passes; inf where the model is no chain of dense layers."""
-    gram = Gram.start(x, x.dtype)
-    try:
-        step.repeat(x, gram, Evaluation(step.model))
-    except NotAChainError:
-        return math.inf
-    if not gram.is_chain():
-        return math.inf
-    weights = gram.last().weights
-    return cost.gram(weights) / cost.forward(weights)
+    def along(self, directions: Directions, scale: float = 1) -> list[Tensor]:
+        """For each layer the sums of squares over the directions, [B, n] or their total, times `scale`."""
+        found = [squares * scale for squares in self.tape.along(directions, self.statistic)]
+        if self.statistic == "total_squares":
+            return found
+        return [layer.samples.rows(squares) for layer, squares in zip(self.layers, found, strict=True)]
 
-
-def by_gram(step: Step, x: Tensor, total: bool) -> Measured:
-    """Exact, for chains of dense layers."""
-    gram = Gram.start(x, x.dtype)
-    output, layers = step.evaluate(x, gram, brackets(step, total))
-    squares = gram.squared_norms(total)
-    return Measured(output, [replace(layer, squares=s) for layer, s in zip(layers, squares, strict=True)])
+    def _gram(self) -> Gram:
+        gram = Gram.start(self.x, self.x.dtype)
+        for _ in self.tape.along(gram, None):
+            pass
+        return gram
 
 
-def by_axes(step: Step, x: Tensor, total: bool) -> Measured:
-    """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
-    size = x[0].numel()
-    if size <= cost.AFFORDABLE_PASSES:
-        return along(step, x, axes(x, 0, size, x.dtype), 1, total)
-    output, layers = step.evaluate(x, Values(), brackets(step, total), again=True)
-    # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
-    chunk = certify.directions_at_once(sum(layer.neurons for layer in layers) + size, x.dtype)
-
-    def squares(start: int) -> list[Tensor]:
-        directions = axes(x, start, min(start + chunk, size), x.dtype)
-        return [layer.squares for layer in along(step, x, directions, 1, total).layers]
-
-    leaves = leaves_of(layer.hinge for layer in layers)
-    sums = recomputed_sum(squares, range(0, size, chunk), leaves)
-    return Measured(output, [replace(layer, squares=s) for layer, s in zip(layers, sums, strict=True)])
-
-
-def by_random_signs(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
-    """Unbiased: sum_j (g_j.v)^2 has the mean sum_j ||g_j||^2 for v of independent random signs."""
+def random_signs(x: Tensor, samples: int, generator: torch.Generator | None) -> tuple[Directions, float]:
+    """sum_j (g_j.v)^2 has the mean sum_j ||g_j||^2 for v of independent random signs. Also what to multiply sums by."""
     bits = torch.randint(0, 2, (samples, *x.shape), dtype=torch.int8, device=x.device, generator=generator)
-    return along(step, x, Directions(bits.to(x.dtype) * 2 - 1), 1 / samples, total)
+    return Directions(bits.to(x.dtype) * 2 - 1), 1 / samples
 
 
-def by_random_axes(step: Step, x: Tensor, total: bool, samples: int, generator: torch.Generator | None) -> Measured:
-    """Unbiased (Eq. 10): different axes for every sample, each at most once."""
+def random_axes(x: Tensor, samples: int, generator: torch.Generator | None) -> tuple[Directions, float]:
+    """Eq. 10: different axes for every sample, each at most once. Also what to multiply sums by."""
     size = x[0].numel()
     if samples > size:
         raise ValueError(f"samples: expected at most the {size} axes of x, got {samples}")
     chosen = torch.rand(x.size(0), size, device=x.device, generator=generator).topk(samples).indices
     unit = torch.zeros(samples, x.size(0), size, dtype=x.dtype, device=x.device)
     unit.scatter_(2, chosen.t().unsqueeze(-1), 1)
-    return along(step, x, Directions(unit.view(samples, *x.shape)), size / samples, total)
+    return Directions(unit.view(samples, *x.shape)), size / samples
 
 
-SAMPLED: dict[str, Callable[..., Measured]] = {"rademacher": by_random_signs, "axis": by_random_axes}
-
-
-def along(step: Step, x: Tensor, directions: Directions, scale: float, total: bool) -> Measured:
-    """From sums over the given directions, times `scale`."""
-    # Without totals, sampled norms are taken a second time, to choose the top neurons.
-    output, layers = step.evaluate(x, directions, brackets(step, total), again=not total)
-    return Measured(output, [replace(layer, squares=layer.squares * scale) for layer in layers])
+SAMPLED: dict[str, Callable[..., tuple[Directions, float]]] = {"rademacher": random_signs, "axis": random_axes}

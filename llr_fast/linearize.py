@@ -217,39 +217,6 @@ class LinearizedTensor(Tensor):
             )
 
 
-class Values:
-    """The linearization along no direction: for evaluations that need values alone."""
-
-    dtype = torch.float32
-
-    def pointwise(self, function: Any, shape: Sequence[int], *others: Any) -> Values:
-        return self
-
-    def batched(self, function: Any) -> Values:
-        return self
-
-    linear = reshaped = batched
-
-    def convolved(self, function: Any, weight: Tensor) -> Values:
-        return self
-
-    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Values:
-        return self
-
-    def mapped(self, function: Any, *others: Any) -> Any:
-        return _Repeated()
-
-    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Values, Tensor]:
-        return self, slope.new_empty(0, *slope.shape, dtype=self.dtype)
-
-
-class _Repeated(Values):
-    """Values as the result of a function that may return several tensors."""
-
-    def __getitem__(self, index: int) -> Values:
-        return self
-
-
 def linearize(
     model: Callable[[Tensor], Any], x: Tensor, linearization: Linearization, evaluation: Evaluation
 ) -> tuple[Any, list[Any]]:
@@ -272,6 +239,5 @@ __all__ = [
     "identity",
     "MixedSamplesError",
     "NotPiecewiseLinearError",
-    "Values",
     "linearize",
 ]

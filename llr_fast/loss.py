@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llr_fast import cost, estimators
 from llr_fast.checks import check_choice, check_count, check_input, check_model, check_not_distributed, check_range
 from llr_fast.directions import Directions
-from llr_fast.estimators import Measured, Step
+from llr_fast.estimators import Step, Terms
 from llr_fast.linearize import Evaluation
 from llr_fast.margin import margin
 from llr_fast.ops.arguments import accumulation_dtype
@@ -87,46 +87,58 @@ class ROLLLoss(nn.Module):
         self._check_schedule()  # lam, C and gamma may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)
-        step = Step(self.model, x.device)
-        estimator = self._resolved(step, x)
-        found = self._measure(step, x, estimator)
-        if self.gamma == 100:
-            total = _total([layer.squares for layer in found.layers])
-            total = total + self.C * _total([layer.hinge for layer in found.layers])
-            return found.output, self.lam * total / sum(layer.neurons for layer in found.layers)
-        squares, hinge = _joined(found), self.C * torch.cat([layer.hinge for layer in found.layers], 1)
-        chosen = self._chosen(step, x, estimator, squares, hinge)
-        return found.output, self.lam * (squares + hinge).gather(1, chosen).mean()
+        way, total = self._way(x), self.gamma == 100
+        if total and way in estimators.SAMPLED:
+            output, layers = estimators.along(self.model, x, *self._draw(x, way))
+            return output, self.lam * self._mean(layers, [layer.squares for layer in layers])
+        step = Step(self.model, x, total)
+        if way is None:
+            self._gram_passes = step.gram_passes()
+            way = self._cheapest(x, self._gram_passes)
+        squares = self._squares(step, way)
+        if total:
+            return step.output, self.lam * self._mean(step.layers, squares)
+        hinge = self.C * torch.cat([layer.hinge for layer in step.layers], 1)
+        chosen = self._chosen(step, way, squares, hinge)
+        return step.output, self.lam * (torch.cat(squares, 1) + hinge).gather(1, chosen).mean()
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
 
-    def _resolved(self, step: Step, x: Tensor) -> str:
-        """The way to the norms: "gram", "axes", or one of the sampled estimators."""
+    def _way(self, x: Tensor) -> str | None:
+        """The way to the norms: "gram", "axes" or a sampled estimator; None until a first step has told the cost."""
         if self.estimator in estimators.SAMPLED:
             return self.estimator
-        if self._gram_passes is None:
-            self._gram_passes = estimators.gram_passes(step, x)
-        axes = x[0].numel()
-        if self.estimator == "auto" and min(axes, self._gram_passes) > cost.AFFORDABLE_PASSES * self.samples:
-            return "rademacher"
-        return "gram" if self._gram_passes < axes else "axes"
+        return None if self._gram_passes is None else self._cheapest(x, self._gram_passes)
 
-    def _measure(self, step: Step, x: Tensor, estimator: str) -> Measured:
-        total = self.gamma == 100
-        if estimator == "gram":
-            return estimators.by_gram(step, x, total)
-        if estimator == "axes":
-            return estimators.by_axes(step, x, total)
-        return estimators.SAMPLED[estimator](step, x, total, self.samples, self.generator)
+    def _cheapest(self, x: Tensor, gram_passes: float) -> str:
+        axes = x[0].numel()
+        if self.estimator == "auto" and min(axes, gram_passes) > cost.AFFORDABLE_PASSES * self.samples:
+            return "rademacher"
+        return "gram" if gram_passes < axes else "axes"
+
+    def _squares(self, step: Step, way: str) -> list[Tensor]:
+        if way in estimators.SAMPLED:
+            return step.along(*self._draw(step.x, way))
+        return step.by_gram() if way == "gram" else step.by_axes()
+
+    def _draw(self, x: Tensor, way: str) -> tuple[Directions, float]:
+        """Random directions, and what to multiply sums over them by."""
+        return estimators.SAMPLED[way](x, self.samples, self.generator)
+
+    def _mean(self, layers: list[Terms], squares: list[Tensor]) -> Tensor:
+        """Of the brackets of all neurons."""
+        total = _total(squares) + self.C * _total([layer.hinge for layer in layers])
+        return total / sum(layer.neurons for layer in layers)
 
     @torch.no_grad()
-    def _chosen(self, step: Step, x: Tensor, estimator: str, squares: Tensor, hinge: Tensor) -> Tensor:
+    def _chosen(self, step: Step, way: str, squares: list[Tensor], hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
-        if estimator in estimators.SAMPLED:
-            squares = _joined(self._measure(step, x, estimator))
-        count = max(1, math.ceil(squares.size(1) * self.gamma / 100))
-        return (squares + hinge).topk(count, dim=1).indices
+        if way in estimators.SAMPLED:
+            squares = self._squares(step, way)
+        brackets = torch.cat(squares, 1) + hinge
+        count = max(1, math.ceil(brackets.size(1) * self.gamma / 100))
+        return brackets.topk(count, dim=1).indices
 
     def _check_schedule(self) -> None:
         check_range("lam", self.lam, 0)
@@ -168,7 +180,7 @@ class MarginLoss(nn.Module):
         length = found.gradient.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
         unit = (found.gradient / length).masked_fill(length == 0, 0).to(x.dtype)
         directions, evaluation = Directions(unit.unsqueeze(0)), Evaluation(self.model)
-        output, layers = Step(self.model, x.device).evaluate(x, directions, evaluation)
+        output, layers = estimators.evaluate(x, directions, evaluation)
         bounded = []
         for index, layer in enumerate(layers):
             rows = (found.layer == index).nonzero().squeeze(1)
@@ -179,11 +191,6 @@ class MarginLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"
-
-
-def _joined(measured: Measured) -> Tensor:
-    """[B, N]: the squared norms of all neurons."""
-    return torch.cat([layer.squares for layer in measured.layers], 1)
 
 
 def _total(parts: list[Tensor]) -> Tensor:

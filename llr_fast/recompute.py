@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llr_fast.modes import Modes
+
 Part = Callable[[int], Sequence[Tensor]]
 
 
@@ -22,9 +24,8 @@ def recomputed_sum(part: Part, starts: Sequence[int], leaves: Sequence[Tensor]) 
         part: repeatable, and differentiable in `leaves` alone.
         leaves: what gradients are computed for.
     """
-    device = leaves[0].device.type if leaves else "cpu"
-    autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-    return list(_RecomputedSum.apply(part, starts, autocast, *leaves))
+    modes = Modes.current(leaves[0].device.type if leaves else "cpu")
+    return list(_RecomputedSum.apply(part, starts, modes, *leaves))
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -42,15 +43,15 @@ def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 class _RecomputedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Part, starts: Sequence[int], autocast: torch.autocast, *leaves: Tensor) -> Any:
-        ctx.part, ctx.starts, ctx.autocast = part, starts, autocast
+    def forward(ctx: Any, part: Part, starts: Sequence[int], modes: Modes, *leaves: Tensor) -> Any:
+        ctx.part, ctx.starts, ctx.modes = part, starts, modes
         ctx.save_for_backward(*leaves)
         return tuple(_sum(part(start) for start in starts))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         def of_part(start: int) -> Sequence[Tensor]:
-            with torch.enable_grad(), ctx.autocast:
+            with ctx.modes.entered():
                 tensors = ctx.part(start)
             return torch.autograd.grad(
                 tensors,

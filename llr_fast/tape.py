@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from llr_fast.modes import Modes
 
 
 @dataclass(frozen=True)
@@ -17,16 +20,21 @@ class Operation:
     method: str
     operands: tuple[int, ...]
     constants: tuple[Any, ...]
+    modes: Modes | None
 
 
 @dataclass
 class Tape:
     """The operations of one evaluation, to be done to any linearization of the tangents' `dtype`.
 
-    The evaluation begins with `Noted(tape)` in place of a linearization.
+    The evaluation begins with `Noted(tape)` in place of a linearization. With `device` each operation is done in the
+    modes for that type of device in which it was noted, else in those of the moment. Once `finished`, what checkpointed
+    parts of the network compute again is not noted.
     """
 
     dtype: torch.dtype
+    device: str | None = None
+    finished: bool = False
     operations: list[Operation] = field(default_factory=list)
 
     def along(self, linearization: Any, statistic: str | None) -> Iterator[Tensor]:
@@ -40,11 +48,12 @@ class Tape:
         for i, operation in enumerate(self.operations[: self._end()]):
             first, *others = (known[number] for number in operation.operands)
             known = {number: value for number, value in known.items() if last_use[number] > i}
+            constants = (*operation.constants, *others, *([statistic] if operation.method == "activate" else []))
+            with operation.modes.entered(torch.is_grad_enabled()) if operation.modes else contextlib.nullcontext():
+                result = getattr(first, operation.method)(*constants)
             if operation.method == "activate":
-                result, measured = first.activate(*operation.constants, statistic)
+                result, measured = result
                 yield measured
-            else:
-                result = getattr(first, operation.method)(*operation.constants, *others)
             if i + 1 in last_use:
                 known[i + 1] = result
 
@@ -54,10 +63,14 @@ class Tape:
 
 def _noting(method: str) -> Callable[..., Noted]:
     def note(self: Noted, *arguments: Any) -> Noted:
+        tape = self.tape
+        if tape.finished:
+            return self
         others = [argument.number for argument in arguments if isinstance(argument, Noted)]
         constants = tuple(argument for argument in arguments if not isinstance(argument, Noted))
-        self.tape.operations.append(Operation(method, (self.number, *others), constants))
-        return Noted(self.tape, len(self.tape.operations))
+        modes = None if tape.device is None else Modes.current(tape.device)
+        tape.operations.append(Operation(method, (self.number, *others), constants, modes))
+        return Noted(tape, len(tape.operations))
 
     return note
 
@@ -84,3 +97,8 @@ class Noted:
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Noted, Tensor]:
         return _noting("activate")(self, slope), slope.new_empty(0, *slope.shape, dtype=self.dtype)
+
+
+def values_alone() -> Noted:
+    """In place of a linearization where none is asked for."""
+    return Noted(Tape(torch.float32, finished=True))

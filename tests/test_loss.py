@@ -273,6 +273,46 @@ def test_one_direction_at_a_time(monkeypatch, name, gamma):
         same(got, wanted)
 
 
+@pytest.mark.parametrize("estimator", ["exact", "auto", "rademacher", "axis"])
+@pytest.mark.parametrize("gamma", [100, 20])
+@pytest.mark.parametrize("name", ["relu", "conv1d"])
+def test_a_step_runs_the_model_once(monkeypatch, estimator, gamma, name):
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    model, x = networks.build(name)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator)
+    for steps in (1, 2):
+        loss(x)[1].backward()
+        assert len(calls) == steps
+
+
+def test_local_modes_reach_the_tangents():
+    """Where the model switches autocast or gradients off, they are off for the tangents of that part too."""
+
+    class Local(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(40, 30), nn.Linear(30, 20), nn.Linear(20, 2)
+
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                x = self.first(x).relu()
+            with torch.no_grad():
+                x = self.second(x).relu()
+            return self.third(x).relu()
+
+    model, x = Local(), torch.randn(3, 40)
+    found = []
+    for gamma in (100, 99.999):  # along directions at once, and from a tape
+        loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator="rademacher", generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            penalty = loss(x)[1]
+        assert torch.autograd.grad(penalty, model.second.weight, retain_graph=True, allow_unused=True) == (None,)
+        found.append((penalty.detach(), *torch.autograd.grad(penalty, [model.first.weight, model.third.weight])))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("estimator", ["exact", "rademacher"])
 @pytest.mark.parametrize("gamma", [100, 20])
 def test_batch_statistics_are_updated_once(estimator, gamma):

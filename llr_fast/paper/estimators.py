@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Subset
 
 from llr_fast import ROLLLoss, evaluate
 from llr_fast.directions import Directions
-from llr_fast.estimators import Measured, Step, along
 from llr_fast.paper import classifiers, datasets
 from llr_fast.paper.algorithms import hidden_values, rows
 from llr_fast.paper.classifiers import Split, Variant
@@ -47,8 +46,8 @@ Quadratic mean over {images} test images, mean over {networks} networks ± their
 class GaussianROLL(ROLLLoss):
     """ROLL by Gaussian directions, for comparison: unbiased, but its variance is never less than that of signs."""
 
-    def _measure(self, step: Step, x: Tensor, estimator: str) -> Measured:
-        return along(step, x, Directions(torch.randn(self.samples, *x.shape)), 1 / self.samples, self.gamma == 100)
+    def _draw(self, x: Tensor, way: str) -> tuple[Directions, float]:
+        return Directions(torch.randn(self.samples, *x.shape)), 1 / self.samples
 
 
 def add_command(commands: Commands[argparse.ArgumentParser]) -> None:
