@@ -56,6 +56,10 @@ def test_two_ranks_equal_one_process(ranks, network, name, wrapping):
             torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
+def test_nothing_keeps_a_deleted_parallel_loss(ranks):
+    assert all(found["deleted"] for found in ranks)
+
+
 def test_models_distributed_inside_are_refused(ranks):
     for found in ranks:
         whole, part, replicated = found["refusals"]

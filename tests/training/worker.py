@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -96,6 +97,16 @@ def one_rank_raises(rank: int) -> str:
     return message(lambda: step(loss, x[here], y[here]))
 
 
+def deleted() -> bool:
+    """Whether a parallel loss is gone once it is deleted, which must happen before the group is destroyed."""
+    model, x, y = batch("relu")
+    parallel = DistributedDataParallel(llr_fast.ROLLLoss(model))
+    step(parallel, x, y)
+    reducer = weakref.ref(parallel.reducer)
+    del parallel
+    return reducer() is None
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     options = {"rank": rank, "world_size": RANKS, "timeout": timedelta(seconds=20)}
@@ -112,6 +123,7 @@ def main(rank: int, folder: Path) -> None:
                 found[network, name, wrapping] = gradients(loss)
     found["refusals"] = refusals()
     found["measured"] = measured(distributed.group.WORLD)
+    found["deleted"] = deleted()
     distributed.barrier()
     found["one_rank_raises"] = one_rank_raises(rank)
     torch.save(found, folder / f"{rank}.pt")
