@@ -90,14 +90,14 @@ class Directions:
         """
         tangents, total = self.settled(), statistic == "total_squares"
         if statistic is None:
-            return Directions(_times(tangents, slope)), tangents
+            return Directions(tangents * slope), tangents
         if statistic == "sum_log_abs":
-            return Directions(_times(tangents, slope)), tangents.abs().log().sum(0)
+            return Directions(tangents * slope), tangents.abs().log().sum(0)
         if slope.dim() == 2:
             deferred, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
             return deferred, measured.sum() if total else measured
         if total:  # plain torch remembers the tangents once, and of the slope no more than the mask
-            return Directions(_times(tangents, slope)), _total_squares(tangents)
+            return Directions(tangents * slope), _total_squares(tangents)
         out, measured = tangent_activation(*_flat(tangents, slope.to(self.dtype)), statistic)
         return Directions(out.view(tangents.shape)), measured.view(slope.shape)
 
@@ -118,10 +118,6 @@ def measure(tangents: Tensor, statistic: str) -> Tensor:
     if statistic == "sum_squares":
         return tangents.square().sum(0)
     return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
-
-
-def _times(tangents: Tensor, slope: Tensor) -> Tensor:
-    return torch.where(slope, tangents, 0.0) if slope.dtype == torch.bool else tangents * slope
 
 
 def _total_squares(tangents: Tensor) -> Tensor:
