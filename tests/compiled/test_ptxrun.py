@@ -135,18 +135,30 @@ def test_masked_linear(shape, statistic, dtype):
     # Not the statistic's gradient in float32 beside halves: a thread's eight take two loads, each of half its sectors.
     assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents", "p_weight", "p_d_weight")
     # Where a sample's directions fall into several tiles of rows, each writes a statistic of its own.
-    slots = linear._slots(shape[0], linear.blocks(dtype)["BLOCK_R"]) if shape[0] not in (1, 4) else 1
+    slots = linear.slots(shape[0], linear.blocks(dtype)["BLOCK_R"])
     read = size(tangents, slope, weight) + slots * size(stat)
     assert_moves(stats, read + size(out))
     assert_moves(diagonal_stats, read)
-    # One kernel sums over outputs and another one over rows, so both read all that arrives, tangents and slopes. The
-    # last sums, over a sample's tiles or over the batch, are of float32 parts that these kernels write.
-    arriving = size(*backward_args[:3], tangents, slope) + (statistic == "max_abs") * size(stat)
-    slots = linear._slots(shape[0], linear.backward_blocks(dtype)["BLOCK_R"]) if shape[0] not in (1, 4) else 1
-    parts = stat.element_size() * (slots * slope.numel() + weight.numel())
+    # One launch reads what arrives once. What remains to be summed, over a sample's tiles or over the batch that shares
+    # the tangents, it writes as float32 parts; a weight of so few rows is summed at once.
+    assert len(backward) == 1
+    arriving = size(*backward_args[:6]) + (statistic == "max_abs") * size(stat)
+    slots = linear.slots(shape[0], linear.backward_blocks(dtype)["BLOCK"])
+    d_slope = slots * stat.element_size() * slope.numel() if slots > 1 else size(gradients[1])
     is_shared = shape[2] < shape[1]
     d_tangents = stat.element_size() * shape[0] * slope.numel() if is_shared else size(gradients[0])
-    assert_moves(backward, 2 * arriving + size(weight) + parts + d_tangents)
+    assert_moves(backward, arriving + d_tangents + d_slope + size(gradients[2]))
+
+
+def test_parts_of_the_rows():
+    """A weight's gradient that is summed in parts, the last of them shorter, with samples that lie in two of them."""
+    args = oc.linear_inputs((10, 130, 130, 16, 16), torch.float32)
+    out, stat = linear_reference.masked_linear(*args, "max_abs", True)
+    backward_args = (cotangent(out), cotangent(stat), out, *args, "max_abs", True, True)
+    gradients, (stats,) = check(
+        linear.launch_masked_linear_backward, linear_reference.masked_linear_backward, backward_args, torch.float32
+    )
+    assert stats.traffic["write", "p_d_weight"].unique_sectors * 32 == 2 * size(gradients[2])
 
 
 GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])
