@@ -89,7 +89,7 @@ CASES = [
     Case("masked_linear, not stored", (16, 8, 128, 128), (784, 64, 300, 300), linear_forward(False),
          lambda K, B, I, O: (K * B * O, K * B * I + I * O, 2 * K * B * I * O)),
     Case("masked_linear backward", (16, 8, 128, 128), (784, 64, 300, 300), linear_backward,
-         lambda K, B, I, O: (K * B * O, K * B * (3 * I + 4 * O) + 2 * I * O, 4 * K * B * I * O)),
+         lambda K, B, I, O: (K * B * O, 2 * K * B * (I + O) + 2 * I * O, 4 * K * B * I * O)),
     Case("gram_linear", (1, 128, 128), (64, 300, 300), gram_forward(True),
          lambda B, n, O: (B * O * O, B * (n * n + O * O + 2 * O * n), B * O * n * (2 * n + O))),
     Case("gram_linear, diagonal", (1, 128, 128), (64, 300, 300), gram_forward(False),

@@ -29,8 +29,8 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
     found = {}
 
     def act(launch):
-        present = tuple(n for n, v in launch.args.items() if v is not None)
-        found[launch.name, present, str(launch.constants), str(launch.options)] = launch
+        special = tuple((n, v) for n, v in launch.args.items() if v is None or (isinstance(v, int) and v == 1))
+        found[launch.name, special, str(launch.constants), str(launch.options)] = launch
 
     def run(module, name, *args):
         with offline.intercepted(module.__name__.removesuffix(".triton"), act):
@@ -44,6 +44,7 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
         args = oc.linear_inputs(shape, dtype)
         out, stat = run(linear, "masked_linear", *args, "sum_squares", True)
         run(linear, "masked_linear_backward", out, stat, out, *args, "max_abs", True, True)
+        run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", True, True)
         run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", False, False)
     for shape in GRAMS:
         args = oc.gram_inputs(shape, dtype)

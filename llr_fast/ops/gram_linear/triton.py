@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arguments import accumulation_dtype
-from ..masked_linear.triton import aligned, alignment, dot_type, load_wide
+from ..masked_linear.tiles import add_product, aligned, alignment, dot_type, load_wide
 from ..tangent_activation.triton import rounded
 
 
@@ -71,7 +71,7 @@ def gram_linear_left_kernel(
         b_masked = load_wide(p_weights + o_i[None, :], m_o[:, None] & m_i[None, :], b_left) * b_slope[None, :]
         p_tile = p_grams + o_i[:, None].to(tl.int64) * n
         b_gram = tl.load(p_tile, mask=m_i[:, None] & m_j[None, :], other=0.0)
-        b_left = tl.dot(b_masked.to(DOT), b_gram.to(DOT), b_left, input_precision="ieee", out_dtype=b_left.dtype)
+        b_left = add_product(b_left, b_masked, b_gram, DOT)
     b_left *= load_wide(p_slope + o_b * n + o_j, m_j, b_left)[None, :]
     m_tile = m_o[:, None] & m_j[None, :]
     if p_left is not None:
@@ -105,7 +105,7 @@ def gram_linear_kernel(
         b_left = tl.load(p_tile, mask=m_o[:, None] & m_j[None, :], other=0.0)
         p_tile = p_transposed + o_j[:, None].to(tl.int64) * O + o_p[None, :]
         b_weight = tl.load(p_tile, mask=m_j[:, None] & m_p[None, :], other=0.0)
-        b_out = tl.dot(b_left.to(DOT), b_weight.to(DOT), b_out, input_precision="ieee", out_dtype=b_out.dtype)
+        b_out = add_product(b_out, b_left, b_weight, DOT)
     store_mirrored(p_out + o_b * O * O, b_out, tile_o, tile_p, O, BLOCK)
     if tile_o == tile_p:
         b_diagonal = tl.sum(tl.where(o_o[:, None] == o_p[None, :], b_out, 0.0), 1)
@@ -133,8 +133,7 @@ def gram_linear_backward_left_kernel(
         b_lower = load_wide(p_sample + (o_o * O)[:, None] + o_p[None, :], m_o[:, None] & m_p[None, :], b_left)
         b_upper = load_wide(p_sample + (o_p * O)[:, None] + o_o[None, :], m_p[:, None] & m_o[None, :], b_left)
         b_weight = tl.load(p_weight + (o_p * n)[:, None] + o_i[None, :], mask=m_p[:, None] & m_i[None, :], other=0.0)
-        b_sum = (b_lower + tl.trans(b_upper)).to(DOT)
-        b_left = tl.dot(b_sum, b_weight.to(DOT), b_left, input_precision="ieee", out_dtype=b_left.dtype)
+        b_left = add_product(b_left, b_lower + tl.trans(b_upper), b_weight, DOT)
     m_tile = m_o[:, None] & m_i[None, :]
     if p_d_diagonal is not None:
         b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_left)
@@ -167,9 +166,7 @@ def gram_linear_backward_gram_kernel(
             p_tile = p_transposed + (o_i * O)[:, None] + o_o[None, :]
             b_masked = load_wide(p_tile, m_i[:, None] & (o_o < O)[None, :], b_d_gram) * b_slope[:, None]
             b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_gram)
-            b_d_gram = tl.dot(
-                b_masked.to(DOT), b_left.to(DOT), b_d_gram, input_precision="ieee", out_dtype=b_d_gram.dtype
-            )
+            b_d_gram = add_product(b_d_gram, b_masked, b_left, DOT)
     store_mirrored(p_d_gram + part * n * n, b_d_gram, tile_i, tile_j, n, BLOCK)
 
 
@@ -196,9 +193,7 @@ def gram_linear_backward_weight_kernel(
             b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_weight)
             p_tile = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[:, None].to(tl.int64) * n + o_i[None, :]
             b_gram = tl.load(p_tile, mask=(o_j < n)[:, None] & m_i[None, :], other=0.0)
-            b_d_masked = tl.dot(
-                b_left.to(DOT), b_gram.to(DOT), b_d_masked, input_precision="ieee", out_dtype=b_d_masked.dtype
-            )
+            b_d_masked = add_product(b_d_masked, b_left, b_gram, DOT)
         if p_d_slope is not None:
             b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_d_masked)
             b_d_slope = tl.sum(rounded(b_d_masked * b_weight, m_tile), 0)

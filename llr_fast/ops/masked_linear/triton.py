@@ -11,21 +11,7 @@ from torch import Tensor
 
 from ..arguments import accumulation_dtype
 from ..tangent_activation.triton import measure, reduce_statistic, rounded, sign
-
-
-@triton.jit
-def aligned(size, ALIGN: tl.constexpr):
-    """The same number. Triton sees for itself that it is a multiple of 16, but not of less: 300 of 4, say.
-
-    Rows of such a length then load as wide as they lie in memory.
-    """
-    return size // ALIGN * ALIGN
-
-
-@triton.jit
-def load_wide(p_tile, m_tile, like):
-    """A tile in the type in which sums are held; bf16 arithmetic would round at every step."""
-    return tl.load(p_tile, mask=m_tile, other=0.0).to(like.dtype)
+from .tiles import add_product, aligned, alignment, dot_type, load_wide
 
 
 @triton.jit
@@ -91,7 +77,7 @@ def masked_linear_kernel(
         b_masked = load_wide(p_rows + o_i[None, :], m_tile, b_out) * load_wide(p_slopes + o_i[None, :], m_tile, b_out)
         p_tile = p_weight + o_i[:, None].to(tl.int64) * O + o_o[None, :]
         b_weight = tl.load(p_tile, mask=(o_i < I)[:, None] & m_o[None, :], other=0.0)
-        b_out = tl.dot(b_masked.to(DOT), b_weight.to(DOT), b_out, input_precision="ieee", out_dtype=b_out.dtype)
+        b_out = add_product(b_out, b_masked, b_weight, DOT)
     if p_out is not None:
         tl.store(p_out + ((o_k * samples + o_b) * O)[:, None] + o_o[None, :], b_out, mask=m_row[:, None] & m_o[None, :])
     b_measure = rounded(measure(b_out, STATISTIC), m_row[:, None])
@@ -104,34 +90,27 @@ def masked_linear_kernel(
 
 
 @triton.jit
-def masked_linear_backward_kernel(
-    p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
+def tangents_gradient(
+    tile, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
     K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, BLOCK: tl.constexpr, STEP_O: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by tangents, p_d_tangents [K, B, I], and by slope, p_d_slope [slots, B, I] or None."""
-    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
-    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
-    tiles_i = tl.cdiv(I, BLOCK_I)
-    tile = (tl.program_id(0) // tiles_i).to(tl.int64)
+    """A tile of p_d_tangents [K, B, I], and what it adds to p_d_slope [slots, B, I] or None."""
     samples = tl.cast(B, tl.int64)
-    o_row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_row = tile * BLOCK + tl.arange(0, BLOCK)
     o_b, o_k = o_row // K, o_row % K
-    o_i = (tl.program_id(0) % tiles_i) * BLOCK_I + tl.arange(0, BLOCK_I)
+    o_i = tile_i * BLOCK + tl.arange(0, BLOCK)
     m_row, m_i = o_b < B, o_i < I
-    b_d_masked = tl.zeros([BLOCK_R, BLOCK_I], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
-    for first_o in range(0, O, BLOCK_O):
-        o_o = first_o + tl.arange(0, BLOCK_O)
+    b_d_masked = tl.zeros([BLOCK, BLOCK], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
+    for first_o in range(0, O, STEP_O):
+        o_o = first_o + tl.arange(0, STEP_O)
         b_gradient = load_gradient(
             p_d_out, p_d_stat, p_out, p_first, ((o_k * samples + o_b) * O)[:, None] + o_o[None, :],
             (o_b * O)[:, None] + o_o[None, :], o_k[:, None], m_row[:, None] & (o_o[None, :] < O), b_d_masked, STATISTIC,
         )  # fmt: skip
         p_weights = p_weight + o_o[:, None].to(tl.int64) * I + o_i[None, :]
         b_weight = tl.load(p_weights, mask=(o_o[:, None] < O) & m_i[None, :], other=0.0)
-        b_d_masked = tl.dot(
-            b_gradient.to(DOT), b_weight.to(DOT), b_d_masked, input_precision="ieee", out_dtype=b_d_masked.dtype
-        )
+        b_d_masked = add_product(b_d_masked, b_gradient, b_weight, DOT)
     m_tile = m_row[:, None] & m_i[None, :]
     b_slope = load_wide(p_slope + (o_b * I)[:, None] + o_i[None, :], m_tile, b_d_masked)
     p_tile = p_d_tangents + ((o_k * samples + o_b) * I)[:, None] + o_i[None, :]
@@ -143,39 +122,69 @@ def masked_linear_backward_kernel(
 
 
 @triton.jit
-def masked_linear_backward_weight_kernel(
-    p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight, K, B, I, O, stride_k, stride_b, rows,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+def weight_gradient(
+    first_row, rows, tile_o, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight,
+    K, B, I, O, stride_k, stride_b,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, BLOCK: tl.constexpr, STEP_R: tl.constexpr, ROW_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """p_d_weight [parts, O, I]: each part is the sum over `rows` of the K * B pairs of direction and sample."""
-    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
-    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
-    tiles_i, tiles_o = tl.cdiv(I, BLOCK_I), tl.cdiv(O, BLOCK_O)
-    program = tl.program_id(0)
-    part = (program // tiles_i // tiles_o).to(tl.int64)
-    o_o = ((program // tiles_i) % tiles_o) * BLOCK_O + tl.arange(0, BLOCK_O)
-    o_i = (program % tiles_i) * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
-    m_o, m_i = o_o < O, o_i < I
+    """A tile of p_d_weight [O, I], summed over `rows` rows: so few that 32 bits count them and divide faster."""
     samples = tl.cast(B, tl.int64)
-    last = tl.minimum((part + 1) * rows, K * samples)
-    b_d_weight = tl.zeros([BLOCK_O, BLOCK_I], p_d_weight.dtype.element_ty)
-    for first in range(part * rows, last, BLOCK_R):
-        o_row = first + tl.arange(0, BLOCK_R)
-        o_k, o_b = (o_row // B)[:, None], (o_row % B)[:, None]
-        m_row = (o_row < last)[:, None]
-        b_gradient = load_gradient(
-            p_d_out, p_d_stat, p_out, p_first, o_row[:, None] * O + o_o[None, :], o_b * O + o_o[None, :],
-            o_k, m_row & m_o[None, :], b_d_weight, STATISTIC,
-        )  # fmt: skip
+    o_o = tile_o * BLOCK + tl.arange(0, BLOCK)
+    o_i = tile_i * BLOCK + tl.arange(0, BLOCK)[None, :]
+    m_o, m_i = o_o < O, o_i < I
+    b_d_weight = tl.zeros([BLOCK, BLOCK], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
+    first_b, first_k = first_row // K, (first_row % K).to(tl.int32)
+    for first in tl.range(0, rows, STEP_R, num_stages=ROW_STAGES):
+        o_row = first + tl.arange(0, STEP_R)
+        o_b = first_b + ((first_k + o_row) // K)[:, None]
+        o_k = ((first_k + o_row) % K).to(tl.int64)[:, None]
+        m_row = (o_row < rows)[:, None]
         b_masked = load_wide(p_tangents + o_k * stride_k + o_b * stride_b + o_i, m_row & m_i, b_d_weight)
         b_masked *= load_wide(p_slope + o_b * I + o_i, m_row & m_i, b_d_weight)
-        b_d_weight = tl.dot(
-            tl.trans(b_gradient.to(DOT)), b_masked.to(DOT), b_d_weight,
-            input_precision="ieee", out_dtype=b_d_weight.dtype,
+        b_gradient = load_gradient(
+            p_d_out, p_d_stat, p_out, p_first, (o_k * samples + o_b) * O + o_o[None, :], o_b * O + o_o[None, :],
+            o_k, m_row & m_o[None, :], b_d_weight, STATISTIC,
         )  # fmt: skip
-    p_tile = p_d_weight + (part * O + o_o[:, None]) * I + o_i
+        b_d_weight = add_product(b_d_weight, tl.trans(b_gradient.to(DOT)), b_masked, DOT)
+    p_tile = p_d_weight + o_o[:, None].to(tl.int64) * I + o_i
     tl.store(p_tile, b_d_weight, mask=m_o[:, None] & m_i)
+
+
+@triton.jit
+def masked_linear_backward_kernel(
+    p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope, p_d_weight,
+    K, B, I, O, stride_k, stride_b, part_tiles,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, STEP_O: tl.constexpr, STEP_R: tl.constexpr, ROW_STAGES: tl.constexpr,
+):  # fmt: skip
+    """All gradients; rows are numbered as in the forward kernel. p_d_weight is [parts, O, I] or None.
+
+    The rows come in parts of part_tiles tiles. A part's programs for the gradient by tangents and slope precede those
+    for its share of the weight's, which read the same rows: the cache still holds them, if the part fits into it.
+    """
+    I, O = aligned(I, ALIGN_I), aligned(O, ALIGN_O)
+    stride_k, stride_b = aligned(stride_k, ALIGN_I), aligned(stride_b, ALIGN_I)
+    tiles_i = tl.cdiv(I, BLOCK)
+    tile, tile_i = (tl.program_id(0) // tiles_i).to(tl.int64), tl.program_id(0) % tiles_i
+    if p_d_weight is not None:
+        part_lines = part_tiles + tl.cdiv(O, BLOCK)  # of tiles_i programs each
+        part, tile = tile // part_lines, tile % part_lines
+        rows = tl.cast(K, tl.int64) * B
+        first = part * part_tiles
+        tiles = tl.minimum(part_tiles, tl.cdiv(rows, BLOCK) - first)
+        if tile >= tiles:
+            weight_gradient(
+                first * BLOCK, tl.minimum(tiles * BLOCK, rows - first * BLOCK).to(tl.int32),
+                (tile - tiles).to(tl.int32), tile_i,
+                p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight + part * O * I,
+                K, B, I, O, stride_k, stride_b, STATISTIC, DOT, BLOCK, STEP_R, ROW_STAGES,
+            )  # fmt: skip
+            return
+        tile += first
+    tangents_gradient(
+        tile, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
+        K, B, I, O, stride_k, stride_b, STATISTIC, DOT, BLOCK, STEP_O,
+    )  # fmt: skip
 
 
 def blocks(dtype: torch.dtype) -> dict[str, int]:
@@ -188,20 +197,11 @@ def blocks(dtype: torch.dtype) -> dict[str, int]:
 
 
 def backward_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Tile of rows and inputs, and the outputs taken at a time."""
+    """Square tiles of both gradients, and the outputs and rows that they sum at a time."""
     return {
-        2: {"BLOCK_R": 64, "BLOCK_O": 32, "BLOCK_I": 64, "num_warps": 4, "num_stages": 2},
-        4: {"BLOCK_R": 64, "BLOCK_O": 16, "BLOCK_I": 64, "num_warps": 8, "num_stages": 2},
-        8: {"BLOCK_R": 32, "BLOCK_O": 16, "BLOCK_I": 32, "num_warps": 4, "num_stages": 2},
-    }[dtype.itemsize]
-
-
-def weight_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Tile of the weight's gradient, and the rows summed at a time."""
-    return {
-        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 4, "num_stages": 1},
-        4: {"BLOCK_R": 32, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 8, "num_stages": 2},
-        8: {"BLOCK_R": 16, "BLOCK_O": 32, "BLOCK_I": 32, "num_warps": 8, "num_stages": 1},
+        2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": 4, "num_stages": 2},
+        4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": 32, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 2},
+        8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 4, "num_stages": 2},
     }[dtype.itemsize]
 
 
@@ -210,16 +210,9 @@ def parts(rows: int, tiles: int) -> int:
     return max(1, min(triton.cdiv(512, max(tiles, 1)), rows // 512))
 
 
-def alignment(size: int) -> int:
-    """The power of two, up to 16, of which a row's length is a multiple."""
-    return math.gcd(size, 16)
-
-
-def dot_type(dtype: torch.dtype) -> tl.dtype:
-    """The type of a matrix product's operands. The interpreter holds bf16 as integers and cannot multiply it."""
-    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
-        return tl.float32
-    return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}.get(dtype, tl.float64)
+def slots(directions: int, tile: int) -> int:
+    """Into how many tiles of rows the directions of one sample may fall."""
+    return triton.cdiv(tile - math.gcd(directions, tile) + directions, tile)
 
 
 def _layout(tangents: Tensor) -> tuple[Tensor, int, int]:
@@ -231,9 +224,13 @@ def _layout(tangents: Tensor) -> tuple[Tensor, int, int]:
     return rows, rows.stride(0), rows.stride(1)
 
 
-def _slots(directions: int, block_r: int) -> int:
-    """Into how many tiles of rows the directions of one sample may fall."""
-    return triton.cdiv(directions - 1, block_r) + 1
+def _parts(like: Tensor, count: int) -> Tensor:
+    """Memory for the parts of a sum; a single one is the sum itself, in its own type."""
+    return like.new_empty((count, *like.shape), dtype=accumulation_dtype(like.dtype) if count > 1 else like.dtype)
+
+
+def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0).to(dtype)
 
 
 def _constants(tangents: Tensor, weight: Tensor, statistic: str) -> dict:
@@ -252,13 +249,13 @@ def launch_masked_linear(
     meta = blocks(tangents.dtype)
     group = K if K in (1, 4) else 0
     out = tangents.new_empty((K, B, O) if store else 0)
-    stat = slope.new_zeros((_slots(K, meta["BLOCK_R"]), B, O), dtype=accumulation_dtype(tangents.dtype))
+    stat = slope.new_zeros((slots(K, meta["BLOCK_R"]), B, O), dtype=accumulation_dtype(tangents.dtype))
     if B * O:
         masked_linear_kernel[(triton.cdiv(K * B, meta["BLOCK_R"]) * triton.cdiv(O, meta["BLOCK_O"]),)](
             rows, slope.contiguous(), weight.T.contiguous(), out if store else None, stat, K, B, I, O,
             stride_k, stride_b, GROUP=group, **_constants(tangents, weight, statistic), **meta,
         )  # fmt: skip
-    if group:
+    if len(stat) == 1:
         return out, stat[0]
     return out, stat.amax(0) if statistic == "max_abs" else stat.sum(0)
 
@@ -290,30 +287,24 @@ def launch_masked_linear_backward(
         if statistic == "max_abs":
             # Indices as wide as the numbers, but for half ones: the tile's layout in registers then suits both.
             first = out.abs().argmax(0).to(torch.int64 if out.dtype == torch.float64 else torch.int32)
-    gradient = (d_out, d_stat, out, first)
-    sizes = (K, B, I, O, stride_k, stride_b)
-    fixed = _constants(tangents, weight, statistic)
     wide = accumulation_dtype(tangents.dtype)
-
     meta = backward_blocks(tangents.dtype)
+    tiles_r, tiles_i = triton.cdiv(K * B, meta["BLOCK"]), triton.cdiv(I, meta["BLOCK"])
     is_summed = tangents.shape[1] < B
     d_tangents = tangents.new_empty((K, B, I), dtype=wide if is_summed else tangents.dtype)
-    sums = slope.new_zeros((_slots(K, meta["BLOCK_R"]), B, I), dtype=wide) if needs_slope else None
-    masked_linear_backward_kernel[(triton.cdiv(K * B, meta["BLOCK_R"]) * triton.cdiv(I, meta["BLOCK_I"]),)](
-        *gradient, rows, slope, weight, d_tangents, sums, *sizes, **fixed, **meta
-    )
+    d_slopes = _parts(slope, slots(K, meta["BLOCK"])).zero_() if needs_slope else None
+    d_weights, part_tiles, programs = None, 0, tiles_r * tiles_i
+    if needs_weight:
+        tiles_w = triton.cdiv(O, meta["BLOCK"]) * tiles_i
+        part_tiles = triton.cdiv(tiles_r, parts(K * B, tiles_w))
+        d_weights = _parts(weight, triton.cdiv(tiles_r, part_tiles))
+        programs += len(d_weights) * tiles_w
+    masked_linear_backward_kernel[(programs,)](
+        d_out, d_stat, out, first, rows, slope, weight, d_tangents, d_slopes, d_weights,
+        K, B, I, O, stride_k, stride_b, part_tiles, **_constants(tangents, weight, statistic), **meta,
+    )  # fmt: skip
     if is_summed:
         d_tangents = d_tangents.sum(1, keepdim=True).to(tangents.dtype)
-    if sums is not None:
-        d_slope = sums.sum(0).to(slope.dtype)
-
-    if needs_weight:
-        meta = weight_blocks(tangents.dtype)
-        tiles = triton.cdiv(O, meta["BLOCK_O"]) * triton.cdiv(I, meta["BLOCK_I"])
-        count = parts(K * B, tiles)
-        sums = weight.new_empty((count, O, I), dtype=wide)
-        masked_linear_backward_weight_kernel[(tiles * count,)](
-            *gradient, rows, slope, sums, *sizes, triton.cdiv(K * B, count), **fixed, **meta
-        )
-        d_weight = sums.sum(0).to(weight.dtype)
+    d_slope = d_slope if d_slopes is None else _summed(d_slopes, slope.dtype)
+    d_weight = d_weight if d_weights is None else _summed(d_weights, weight.dtype)
     return d_tangents, d_slope, d_weight

@@ -1,0 +1,42 @@
+"""What the kernels of matrix products share: row lengths, loads, products, and the types of operands."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def aligned(size, ALIGN: tl.constexpr):
+    """The same number. Triton sees for itself that it is a multiple of 16, but not of less: 300 of 4, say.
+
+    Rows of such a length then load as wide as they lie in memory.
+    """
+    return size // ALIGN * ALIGN
+
+
+@triton.jit
+def load_wide(p_tile, m_tile, like):
+    """A tile in the type in which sums are held; bf16 arithmetic would round at every step."""
+    return tl.load(p_tile, mask=m_tile, other=0.0).to(like.dtype)
+
+
+@triton.jit
+def add_product(b_sum, b_left, b_right, DOT: tl.constexpr):
+    """b_sum + b_left @ b_right, with the precision of its type: float32 is not cut to TF32."""
+    return tl.dot(b_left.to(DOT), b_right.to(DOT), b_sum, input_precision="ieee", out_dtype=b_sum.dtype)
+
+
+def alignment(size: int) -> int:
+    """The power of two, up to 16, of which a row's length is a multiple."""
+    return math.gcd(size, 16)
+
+
+def dot_type(dtype: torch.dtype) -> tl.dtype:
+    """The type of a matrix product's operands. The interpreter holds bf16 as integers and cannot multiply it."""
+    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+        return tl.float32
+    return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}.get(dtype, tl.float64)
