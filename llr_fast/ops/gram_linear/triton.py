@@ -202,10 +202,11 @@ def gram_linear_backward_weight_kernel(
     tl.store(p_d_weight + ((part * O + o_o) * n)[:, None] + o_i[None, :], b_d_weight, mask=m_tile)
 
 
-def blocks(dtype: torch.dtype) -> dict[str, int]:
+def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
     block, block_r, stages = {2: (64, 32, 3), 4: (64, 16, 3), 8: (32, 16, 2)}[dtype.itemsize]
-    return {"BLOCK": block, "BLOCK_R": block_r, "num_warps": 4, "num_stages": stages}
+    warps = 8 if align < 16 and dtype.itemsize == 4 else 4
+    return {"BLOCK": block, "BLOCK_R": block_r, "num_warps": warps, "num_stages": stages}
 
 
 def samples_per_part(batch: int, tiles: int) -> int:
@@ -220,7 +221,7 @@ def _stride(gram: Tensor) -> int:
 def launch_gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool) -> tuple[Tensor, Tensor]:
     (B, n), O = slope.shape, len(weight)
     wide = accumulation_dtype(gram.dtype)
-    meta = blocks(gram.dtype)
+    meta = blocks(gram.dtype, alignment(n, O))
     tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
     out = gram.new_empty((B, O, O) if store else 0)
     if B * n * O == 0:
@@ -250,7 +251,7 @@ def launch_gram_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (B, n), O = slope.shape, len(weight)
     wide = accumulation_dtype(gram.dtype)
-    meta = blocks(gram.dtype)
+    meta = blocks(gram.dtype, alignment(n, O))
     tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
     d_gram = gram.new_zeros(gram.shape if needs_gram else 0)
     d_slope = slope.new_zeros(slope.shape if needs_slope else 0)

@@ -30,9 +30,12 @@ def add_product(b_sum, b_left, b_right, DOT: tl.constexpr):
     return tl.dot(b_left.to(DOT), b_right.to(DOT), b_sum, input_precision="ieee", out_dtype=b_sum.dtype)
 
 
-def alignment(size: int) -> int:
-    """The power of two, up to 16, of which a row's length is a multiple."""
-    return math.gcd(size, 16)
+def alignment(*sizes: int) -> int:
+    """The power of two, up to 16, of which the rows' lengths are multiples.
+
+    Rows of less than 16 load in small pieces, whose addresses and masks take registers of their own.
+    """
+    return math.gcd(*sizes, 16)
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

@@ -187,21 +187,23 @@ def masked_linear_backward_kernel(
     )  # fmt: skip
 
 
-def blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Tile of rows and outputs, and the inputs taken at a time."""
+def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
+    """Tile of rows and outputs, and the inputs taken at a time, for rows of this alignment."""
+    rows = 128 if align == 16 else 64
     return {
-        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 32, "num_warps": 4, "num_stages": 4},
-        4: {"BLOCK_R": 128, "BLOCK_O": 64, "BLOCK_I": 16, "num_warps": 8, "num_stages": 2},
+        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 32, "num_warps": 4 if align == 16 else 8, "num_stages": 4},
+        4: {"BLOCK_R": rows, "BLOCK_O": 64 if align >= 4 else 32, "BLOCK_I": 16, "num_warps": 8, "num_stages": 2},
         8: {"BLOCK_R": 32, "BLOCK_O": 32, "BLOCK_I": 16, "num_warps": 4, "num_stages": 3},
     }[dtype.itemsize]
 
 
-def backward_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Square tiles of both gradients, and the outputs and rows that they sum at a time."""
+def backward_blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
+    """Square tiles of both gradients, and the outputs and rows that they sum at a time, for rows of this alignment."""
+    warps = 4 if align == 16 else 8
     return {
-        2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": 4, "num_stages": 2},
+        2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": warps, "num_stages": 2},
         4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": 32, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 2},
-        8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 4, "num_stages": 2},
+        8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 3},
     }[dtype.itemsize]
 
 
@@ -246,7 +248,7 @@ def launch_masked_linear(
 ) -> tuple[Tensor, Tensor]:
     K, (B, I), O = len(tangents), slope.shape, len(weight)
     rows, stride_k, stride_b = _layout(tangents)
-    meta = blocks(tangents.dtype)
+    meta = blocks(tangents.dtype, alignment(I, O))
     group = K if K in (1, 4) else 0
     out = tangents.new_empty((K, B, O) if store else 0)
     stat = slope.new_zeros((slots(K, meta["BLOCK_R"]), B, O), dtype=accumulation_dtype(tangents.dtype))
@@ -288,7 +290,7 @@ def launch_masked_linear_backward(
             # Indices as wide as the numbers, but for half ones: the tile's layout in registers then suits both.
             first = out.abs().argmax(0).to(torch.int64 if out.dtype == torch.float64 else torch.int32)
     wide = accumulation_dtype(tangents.dtype)
-    meta = backward_blocks(tangents.dtype)
+    meta = backward_blocks(tangents.dtype, alignment(I, O))
     tiles_r, tiles_i = triton.cdiv(K * B, meta["BLOCK"]), triton.cdiv(I, meta["BLOCK"])
     is_summed = tangents.shape[1] < B
     d_tangents = tangents.new_empty((K, B, I), dtype=wide if is_summed else tangents.dtype)
