@@ -49,7 +49,9 @@ def write(readme: Path, results: Iterable[Path]) -> None:
 def _introduction(results: dict) -> str:
     machine, commit = results["machine_info"], results["commit_info"]["id"][:8]
     cuda = any(run["extra_info"]["device"] == "cuda" for run in results["benchmarks"])
-    device = machine["gpu"] if cuda else f"{machine['processor']}, {machine['cpu_capability']}, {machine['threads']} threads"
+    device = (
+        machine["gpu"] if cuda else f"{machine['processor']}, {machine['cpu_capability']}, {machine['threads']} threads"
+    )
     where = f"{device}; PyTorch {machine['torch'].split('+')[0]}; commit {commit}"
     return (
         f"`make {'bench-gpu' if cuda else 'bench'}` ({where}): how many times as long as `llr_fast` the alternatives\n"
