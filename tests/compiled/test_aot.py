@@ -21,7 +21,7 @@ SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gf
 # What the pickers distinguish: one direction, up to four, more; tangents of each sample, or the batch's.
 TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16) for shared in (1, 16)]
 # Rows whose length is a multiple of 16, of 4 and of 1, which Triton compiles in different ways, as it does K.
-PRODUCTS = [(1, 16, 16, 64, 64), (4, 16, 16, 64, 64), (16, 16, 16, 64, 64)]
+PRODUCTS = [(1, 16, 16, 64, 64), (4, 16, 16, 64, 64)]
 GRAMS = [(16, 16, 64, 64), (16, 1, 64, 64)]
 NARROW_PRODUCTS, NARROW_GRAMS = [(66, 16, 16, 300, 300), (16, 2, 2, 37, 37)], [(2, 2, 37, 37)]
 
