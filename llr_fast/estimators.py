@@ -85,25 +85,22 @@ class Step:
     def gram_passes(self) -> float:
         """The cost of `by_gram` in forward passes; inf where the model is no chain of dense layers."""
         try:
-            gram = self._gram()
+            weights = Gram.of(self.x, self.tape).weights
         except NotAChainError:
             return math.inf
-        if not gram.is_chain():
-            return math.inf
-        weights = gram.last().weights
         return cost.gram(weights) / cost.forward(weights)
 
     def by_gram(self) -> list[Tensor]:
         """Exact, for chains of dense layers."""
-        return self._gram().squared_norms(self.statistic == "total_squares")
+        return Gram.of(self.x, self.tape).squared_norms(self.statistic == "total_squares")
 
     def by_axes(self) -> list[Tensor]:
         """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
         x, size = self.x, self.x[0].numel()
-        # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
-        chunk = certify.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype)
         if size <= cost.AFFORDABLE_PASSES:
             return self.along(axes(x, 0, size, x.dtype))
+        # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
+        chunk = certify.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype)
 
         def squares(start: int) -> list[Tensor]:
             return self.along(axes(x, start, min(start + chunk, size), x.dtype))
@@ -117,12 +114,6 @@ class Step:
         if self.statistic == "total_squares":
             return found
         return [layer.samples.rows(squares) for layer, squares in zip(self.layers, found, strict=True)]
-
-    def _gram(self) -> Gram:
-        gram = Gram.start(self.x, self.x.dtype)
-        for _ in self.tape.along(gram, None):
-            pass
-        return gram
 
 
 def random_signs(x: Tensor, samples: int, generator: torch.Generator | None) -> tuple[Directions, float]:

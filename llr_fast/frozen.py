@@ -48,12 +48,11 @@ class Frozen:
 
     def chain(self) -> Gram | None:
         """The network as a chain of dense layers with its slopes at x, if it is one."""
-        gram = Gram.start(self.x, self.tape.dtype)
-        try:
-            self.along(gram)
-        except NotAChainError:
-            return None
-        return gram.last() if gram.is_chain() else None
+        with full_precision(), torch.autocast(self.x.device.type, enabled=False):
+            try:
+                return Gram.of(self.x, self.tape)
+            except NotAChainError:
+                return None
 
     def gradient_norms(self, q: float, gram: Gram | None) -> list[Tensor]:
         """For each layer the exact l_q norms [B, n] of its neurons' gradients.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llr_fast.linearize import identity
 from llr_fast.ops import gram_norms
+from llr_fast.tape import Tape
 
 
 class NotAChainError(Exception):
@@ -26,7 +27,7 @@ class NotAChainError(Exception):
 class Gram:
     """The weights and slopes between the network's input and a tensor of `shape` [B, n].
 
-    `reported` collects the linearizations of all hidden layers of one evaluation.
+    `reported` collects the linearizations of all hidden layers.
     """
 
     shape: tuple[int, ...]
@@ -36,8 +37,22 @@ class Gram:
     slopes: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def start(x: Tensor, dtype: torch.dtype) -> Gram:
-        return Gram(tuple(x.shape), dtype, [])
+    def of(x: Tensor, tape: Tape) -> Gram:
+        """That of the last hidden layer of the network that a tape noted at x [B, ...].
+
+        Raises:
+            NotAChainError: it is no chain of dense layers, or a hidden layer is not on the way to the last one.
+        """
+        start = Gram(tuple(x.shape), tape.dtype, [])
+        for _ in tape.along(start, None):
+            pass
+        layers = start.reported
+        depths = [len(layer.weights) for layer in layers]
+        if not layers or depths != list(range(1, len(layers) + 1)):
+            raise NotAChainError
+        if any(a is not b for layer in layers for a, b in zip(layer.weights, layers[-1].weights)):
+            raise NotAChainError
+        return layers[-1]
 
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Gram:
         if function is not identity or tuple(shape) != self.shape:
@@ -77,20 +92,7 @@ class Gram:
         slope = slope.to(self.dtype)
         return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
 
-    def is_chain(self) -> bool:
-        """Whether there are hidden layers, and every one reported so far is on the way to the last one."""
-        return bool(self.reported) and all(
-            all(a is b for a, b in zip(layer.weights, self.last().weights[: depth + 1], strict=True))
-            for depth, layer in enumerate(self.reported)
-        )
-
-    def last(self) -> Gram:
-        """The linearization of the last hidden layer."""
-        return self.reported[-1]
-
     def squared_norms(self, total: bool = False) -> list[Tensor]:
-        """[B, n] for each hidden layer reported; with `total` its sum over the layer, [B]."""
-        if not self.is_chain():
-            raise NotAChainError
-        last, batch = self.last(), self.shape[0]
-        return [part.expand(batch, *part.shape[1:]) for part in gram_norms(last.weights, last.slopes, total)]
+        """[B, n] for each hidden layer; with `total` its sum over the layer, [B]."""
+        batch = self.shape[0]
+        return [part.expand(batch, *part.shape[1:]) for part in gram_norms(self.weights, self.slopes, total)]

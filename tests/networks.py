@@ -83,6 +83,18 @@ class ProjectedFirst(nn.Module):
         return state
 
 
+class Skipping(nn.Module):
+    """Dense layers and activations only, but the first layer has two of these and is no part of one chain."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.first, self.second = nn.Linear(n, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return F.relu(self.second(F.relu(z))) + F.leaky_relu(z)
+
+
 class Concatenating(nn.Module):
     def __init__(self, n: int):
         super().__init__()
@@ -187,6 +199,7 @@ BUILDERS = {
         lambda: nn.Sequential(nn.Linear(5, 8), Maximum(torch.minimum, 8, True), nn.Linear(8, 4)),
     ),
     "reused": (VECTOR, lambda: Reused(5)),
+    "skipping": (VECTOR, lambda: Skipping(5)),
     "concatenating": (VECTOR, lambda: Concatenating(5)),
     "weight_norm": (
         VECTOR,

@@ -182,18 +182,16 @@ def test_gram_linear(shape, dtype, store):
     large = ("p_gram", "p_out", "p_left", "p_d_out", "p_d_gram", "p_weight", "p_transposed", "p_d_weight")
     assert_coalesced([*stats, *backward], *large)
     tiles = -(-shape[2] // gram.blocks(dtype)["BLOCK"])
-    # W D G D goes through memory, or the second product could not be halved by symmetry. Calculated for an H100 and
-    # B = 64, n = O = 300 in float32: writing and reading it takes 14 us, the products 77 us, and 103 us if not halved.
-    # In bfloat16 it is 7 us against 5 us and 7 us: there the scratch, half of all traffic, is what bounds the operator.
+    # W D G D goes through scratch memory, or the second product could not be halved by symmetry.
     left = len(slope) * size(weight)
     if store:
         assert_moves(stats[:1], size(matrix, slope, weight) + left)
         assert_moves(stats[1:], left + size(weight, out, diagonal))
     else:
         assert_moves(stats, size(matrix, slope, weight) + tiles * size(diagonal))
-    # (H + H^T) W D is written by one kernel and read by those for the gradients by the Gram matrix and by slope and
-    # weight, which compute it from the diagonal alone, if that is all that arrives. Their sums over the batch and over
-    # tiles of outputs are of float32 parts.
+    # So does (H + H^T) W D, which is read for the gradients by the Gram matrix and by slope and weight, or computed by
+    # both from the diagonal, if that is all that arrives. Their sums over the batch and over tiles of outputs are of
+    # float32 parts.
     arriving = left if store else size(diagonal)
     if store:
         assert_moves(backward[:1], size(d_out, diagonal, slope, weight) + left)
@@ -204,6 +202,27 @@ def test_gram_linear(shape, dtype, store):
     # From the diagonal alone the first needs the weight in both of its forms.
     assert_moves([by_gram], arriving + size(slope, weight) + d_gram + (0 if store else size(weight)))
     assert_moves([by_weight], arriving + size(slope, weight, matrix) + parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_linear_moves_each_matrix_once(dtype, monkeypatch):
+    """Scratch memory is of one size for any batch, which a cache holds; of the rest, only the weight is read again."""
+    matrix, slope, weight = oc.gram_inputs((4, 4, 64, 64), dtype)
+    monkeypatch.setattr(gram, "SCRATCH", 2 * size(weight))
+    (out, diagonal), stats = check(
+        gram.launch_gram_linear, gram_reference.gram_linear, (matrix, slope, weight, True), dtype
+    )
+    backward_args = (cotangent(out), cotangent(diagonal), matrix, slope, weight, True, False, False)
+    gradients, backward = check(
+        gram.launch_gram_linear_backward, gram_reference.gram_linear_backward, backward_args, dtype
+    )
+    assert len(stats) == len(backward) == 4  # two kernels for each of two groups
+    for launches, tensors in ((stats, (matrix, out)), (backward, (backward_args[0], gradients[0]))):
+        scratch = [t for s in launches for (_, name), t in s.traffic.items() if name == "p_left"]
+        assert len(scratch) == 4 and all(32 * t.unique_sectors == gram.SCRATCH for t in scratch)
+        moved = sum(t.unique_sectors for s in launches for (_, name), t in s.traffic.items() if name != "p_left")
+        weights = 2 * (3 if launches is backward else 2) * size(weight)
+        assert 32 * moved <= 1.05 * (size(*tensors, diagonal, slope) + weights), "\n".join(s.report() for s in launches)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float64, torch.float32)])

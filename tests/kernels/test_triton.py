@@ -99,6 +99,21 @@ def test_gram_matrices_are_exactly_symmetric(by_triton):
     assert torch.equal(out, out.mT) and torch.equal(gram.grad, gram.grad.mT)
 
 
+@pytest.mark.parametrize("fit,shape", [(1, (3, 3, 5, 4)), (2, (5, 1, 5, 4)), (17, (35, 35, 3, 2)), (17, (35, 1, 3, 2))])
+def test_gram_linear_in_groups_of_samples(fit, shape, by_triton, monkeypatch):
+    B, _, n, outputs = shape
+    launcher = importlib.import_module("llr_fast.ops.gram_linear.triton")
+    monkeypatch.setattr(launcher, "SCRATCH", fit * n * outputs * 4)
+    parts = launcher.groups(B, n * outputs * 4)
+    assert [i for part in parts for i in range(B)[part]] == list(range(B)) and len(parts) == -(-B // min(fit, 16))
+    tensors = oc.inputs("gram_linear", shape, device=by_triton)
+    oc.assert_close(
+        oc.computed("gram_linear", tensors, (True,), "triton"),
+        oc.expected("gram_linear", tensors, (True,)),
+        torch.float32,
+    )
+
+
 @pytest.mark.parametrize("shape", oc.LAYER_SHAPES)
 @pytest.mark.parametrize(
     "dtype,norm_dtype",

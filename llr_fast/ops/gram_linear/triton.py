@@ -1,205 +1,24 @@
-"""gram_linear for GPUs: W D G D and its product with W^T, of which one triangle of tiles is computed and mirrored."""
+"""gram_linear for GPUs: how its kernels are launched."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..arguments import accumulation_dtype
-from ..masked_linear.tiles import add_product, aligned, alignment, dot_type, load_wide
-from ..tangent_activation.triton import rounded
+from ..masked_linear.tiles import alignment, dot_type
+from .kernels import (
+    gram_linear_backward_gram_kernel,
+    gram_linear_backward_left_kernel,
+    gram_linear_backward_weight_kernel,
+    gram_linear_kernel,
+    gram_linear_left_kernel,
+)
 
-
-@triton.jit
-def store_mirrored(p_matrix, b_tile, tile_row, tile_column, size, BLOCK: tl.constexpr):
-    """Store a tile on or below the diagonal of a symmetric [size, size] matrix, and its mirror image."""
-    o_row = (tile_row * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    o_column = (tile_column * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    if tile_row == tile_column:
-        # The two halves of a tile on the diagonal are rounded differently; one stands for both.
-        b_tile = tl.where(o_row[:, None] >= o_column[None, :], b_tile, tl.trans(b_tile))
-    else:
-        m_mirror = (o_column < size)[:, None] & (o_row < size)[None, :]
-        tl.store(p_matrix + o_column[:, None] * size + o_row[None, :], tl.trans(b_tile), mask=m_mirror)
-    m_tile = (o_row < size)[:, None] & (o_column < size)[None, :]
-    tl.store(p_matrix + o_row[:, None] * size + o_column[None, :], b_tile, mask=m_tile)
-
-
-@triton.jit
-def load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_n, O, n, like):
-    """A tile of (H + H^T) W D with H = d loss / d out: read, or computed where only the diagonal has a gradient."""
-    m_tile = (o_o < O)[:, None] & (o_n < n)[None, :]
-    o_o = o_o.to(tl.int64)
-    if p_left is not None:
-        return load_wide(p_left + ((o_b * O + o_o) * n)[:, None] + o_n[None, :], m_tile, like)
-    b_d_diagonal = 2 * load_wide(p_d_diagonal + o_b * O + o_o, o_o < O, like)
-    b_slope = load_wide(p_slope + o_b * n + o_n, o_n < n, like)
-    b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_n[None, :], m_tile, like)
-    return b_weight * b_d_diagonal[:, None] * b_slope[None, :]
-
-
-@triton.jit
-def gram_linear_left_kernel(
-    p_gram, p_slope, p_weight, p_left, p_diagonal, B, n, O, stride_b,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """A program computes a tile of W D G D for one sample, and stores it in p_left [B, O, n].
-
-    Without p_left it multiplies the tile by that of W D and stores the row sums, in p_diagonal [tiles of n, B, O]:
-    the diagonal of W D G D W^T, for which symmetry lets each tile above G's diagonal stand for that below.
-    """
-    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
-    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
-    program = tl.program_id(0)
-    o_b = (program // tiles_o // tiles_n).to(tl.int64)
-    tile_j = (program // tiles_o) % tiles_n
-    o_o = ((program % tiles_o) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    o_j = tile_j * BLOCK + tl.arange(0, BLOCK)
-    m_o, m_j = o_o < O, o_j < n
-    p_weights = p_weight + (o_o * n)[:, None]
-    p_grams = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[None, :]
-    b_left = tl.zeros([BLOCK, BLOCK], tl.float64 if p_gram.dtype.element_ty == tl.float64 else tl.float32)
-    last = n if p_left is not None else tl.minimum(n, (tile_j + 1) * BLOCK)
-    for first in range(0, last, BLOCK_R):
-        o_i = first + tl.arange(0, BLOCK_R)
-        m_i = o_i < n
-        b_slope = load_wide(p_slope + o_b * n + o_i, m_i, b_left)
-        if p_left is None:
-            b_slope *= tl.where(o_i < tile_j * BLOCK, 2.0, 1.0)
-        b_masked = load_wide(p_weights + o_i[None, :], m_o[:, None] & m_i[None, :], b_left) * b_slope[None, :]
-        p_tile = p_grams + o_i[:, None].to(tl.int64) * n
-        b_gram = tl.load(p_tile, mask=m_i[:, None] & m_j[None, :], other=0.0)
-        b_left = add_product(b_left, b_masked, b_gram, DOT)
-    b_left *= load_wide(p_slope + o_b * n + o_j, m_j, b_left)[None, :]
-    m_tile = m_o[:, None] & m_j[None, :]
-    if p_left is not None:
-        tl.store(p_left + ((o_b * O + o_o) * n)[:, None] + o_j[None, :], b_left, mask=m_tile)
-    else:
-        b_product = rounded(b_left * load_wide(p_weights + o_j[None, :], m_tile, b_left), m_tile)
-        tl.store(p_diagonal + (tl.cast(tile_j, tl.int64) * B + o_b) * O + o_o, tl.sum(b_product, 1), mask=m_o)
-
-
-@triton.jit
-def gram_linear_kernel(
-    p_left, p_transposed, p_out, p_diagonal, n, O,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """A program computes a tile of left W^T for one sample, from p_transposed = W^T [n, O]."""
-    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
-    tiles = tl.cdiv(O, BLOCK)
-    program = tl.program_id(0)
-    o_b = (program // tiles // tiles).to(tl.int64)
-    tile_o, tile_p = (program // tiles) % tiles, program % tiles
-    if tile_o < tile_p:
-        return
-    o_o = (tile_o * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    o_p = tile_p * BLOCK + tl.arange(0, BLOCK)
-    m_o, m_p = o_o < O, o_p < O
-    b_out = tl.zeros([BLOCK, BLOCK], p_diagonal.dtype.element_ty)
-    for first in range(0, n, BLOCK_R):
-        o_j = first + tl.arange(0, BLOCK_R)
-        m_j = o_j < n
-        p_tile = p_left + ((o_b * O + o_o) * n)[:, None] + o_j[None, :]
-        b_left = tl.load(p_tile, mask=m_o[:, None] & m_j[None, :], other=0.0)
-        p_tile = p_transposed + o_j[:, None].to(tl.int64) * O + o_p[None, :]
-        b_weight = tl.load(p_tile, mask=m_j[:, None] & m_p[None, :], other=0.0)
-        b_out = add_product(b_out, b_left, b_weight, DOT)
-    store_mirrored(p_out + o_b * O * O, b_out, tile_o, tile_p, O, BLOCK)
-    if tile_o == tile_p:
-        b_diagonal = tl.sum(tl.where(o_o[:, None] == o_p[None, :], b_out, 0.0), 1)
-        tl.store(p_diagonal + o_b * O + o_o, b_diagonal, mask=m_o)
-
-
-@triton.jit
-def gram_linear_backward_left_kernel(
-    p_d_out, p_d_diagonal, p_slope, p_weight, p_left, n, O,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out + diag(d_diagonal)."""
-    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
-    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
-    program = tl.program_id(0)
-    o_b = (program // tiles_o // tiles_n).to(tl.int64)
-    o_o = (((program // tiles_n) % tiles_o) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    o_i = (program % tiles_n) * BLOCK + tl.arange(0, BLOCK)
-    m_o, m_i = o_o < O, o_i < n
-    b_left = tl.zeros([BLOCK, BLOCK], tl.float64 if p_d_out.dtype.element_ty == tl.float64 else tl.float32)
-    p_sample = p_d_out + o_b * O * O
-    for first in range(0, O, BLOCK_R):
-        o_p = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
-        m_p = o_p < O
-        b_lower = load_wide(p_sample + (o_o * O)[:, None] + o_p[None, :], m_o[:, None] & m_p[None, :], b_left)
-        b_upper = load_wide(p_sample + (o_p * O)[:, None] + o_o[None, :], m_p[:, None] & m_o[None, :], b_left)
-        b_weight = tl.load(p_weight + (o_p * n)[:, None] + o_i[None, :], mask=m_p[:, None] & m_i[None, :], other=0.0)
-        b_left = add_product(b_left, b_lower + tl.trans(b_upper), b_weight, DOT)
-    m_tile = m_o[:, None] & m_i[None, :]
-    if p_d_diagonal is not None:
-        b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_left)
-        b_left += 2 * load_wide(p_d_diagonal + o_b * O + o_o, m_o, b_left)[:, None] * b_weight
-    b_left *= load_wide(p_slope + o_b * n + o_i, m_i, b_left)[None, :]
-    tl.store(p_left + ((o_b * O + o_o) * n)[:, None] + o_i[None, :], b_left, mask=m_tile)
-
-
-@triton.jit
-def gram_linear_backward_gram_kernel(
-    p_left, p_d_diagonal, p_slope, p_weight, p_transposed, p_d_gram, B, n, O, samples,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """A program computes a tile of d loss / d gram = D W^T left / 2, summed over `samples` samples: [parts, n, n]."""
-    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
-    tiles = tl.cdiv(n, BLOCK)
-    program = tl.program_id(0)
-    part = (program // tiles // tiles).to(tl.int64)
-    tile_i, tile_j = (program // tiles) % tiles, program % tiles
-    if tile_i < tile_j:
-        return
-    o_i = (tile_i * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    o_j = tile_j * BLOCK + tl.arange(0, BLOCK)
-    m_i = o_i < n
-    b_d_gram = tl.zeros([BLOCK, BLOCK], tl.float64 if p_weight.dtype.element_ty == tl.float64 else tl.float32)
-    for o_b in range(part * samples, tl.minimum((part + 1) * samples, B)):
-        b_slope = load_wide(p_slope + o_b * n + o_i, m_i, b_d_gram) * 0.5
-        for first in range(0, O, BLOCK_R):
-            o_o = first + tl.arange(0, BLOCK_R)
-            p_tile = p_transposed + (o_i * O)[:, None] + o_o[None, :]
-            b_masked = load_wide(p_tile, m_i[:, None] & (o_o < O)[None, :], b_d_gram) * b_slope[:, None]
-            b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_gram)
-            b_d_gram = add_product(b_d_gram, b_masked, b_left, DOT)
-    store_mirrored(p_d_gram + part * n * n, b_d_gram, tile_i, tile_j, n, BLOCK)
-
-
-@triton.jit
-def gram_linear_backward_weight_kernel(
-    p_left, p_d_diagonal, p_gram, p_slope, p_weight, p_d_slope, p_d_weight, B, n, O, stride_b, samples,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """From d loss / d (W D) = left G: p_d_weight [parts, O, n], and p_d_slope [tiles of O, B, n] or None."""
-    n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
-    tiles_o, tiles_n = tl.cdiv(O, BLOCK), tl.cdiv(n, BLOCK)
-    program = tl.program_id(0)
-    part = (program // tiles_o // tiles_n).to(tl.int64)
-    tile_o = ((program // tiles_n) % tiles_o).to(tl.int64)
-    o_o = tile_o * BLOCK + tl.arange(0, BLOCK)
-    o_i = (program % tiles_n) * BLOCK + tl.arange(0, BLOCK)
-    m_i = o_i < n
-    m_tile = (o_o < O)[:, None] & m_i[None, :]
-    b_d_weight = tl.zeros([BLOCK, BLOCK], p_d_weight.dtype.element_ty)
-    for o_b in range(part * samples, tl.minimum((part + 1) * samples, B)):
-        b_d_masked = tl.zeros([BLOCK, BLOCK], b_d_weight.dtype)
-        for first in range(0, n, BLOCK_R):
-            o_j = first + tl.arange(0, BLOCK_R)
-            b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_weight)
-            p_tile = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[:, None].to(tl.int64) * n + o_i[None, :]
-            b_gram = tl.load(p_tile, mask=(o_j < n)[:, None] & m_i[None, :], other=0.0)
-            b_d_masked = add_product(b_d_masked, b_left, b_gram, DOT)
-        if p_d_slope is not None:
-            b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_d_masked)
-            b_d_slope = tl.sum(rounded(b_d_masked * b_weight, m_tile), 0)
-            tl.store(p_d_slope + (tile_o * B + o_b) * n + o_i, b_d_slope, mask=m_i)
-        b_d_weight += b_d_masked * load_wide(p_slope + o_b * n + o_i, m_i, b_d_masked)[None, :]
-    tl.store(p_d_weight + ((part * O + o_o) * n)[:, None] + o_i[None, :], b_d_weight, mask=m_tile)
+SCRATCH = 2**24  # bytes of W D G D at a time, so few that the cache of a GPU still holds them when they are read
 
 
 def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
@@ -209,34 +28,65 @@ def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     return {"BLOCK": block, "BLOCK_R": block_r, "num_warps": warps, "num_stages": stages}
 
 
-def samples_per_part(batch: int, tiles: int) -> int:
+def samples_per_program(batch: int, tiles: int) -> int:
     """How many samples one program sums, so that a sum of few tiles still occupies the device."""
     return triton.cdiv(batch, min(batch, triton.cdiv(512, tiles)))
+
+
+def groups(batch: int, sample_bytes: int) -> list[slice]:
+    """The batch in groups, each of which needs no more scratch memory than SCRATCH.
+
+    Of 16 samples or a multiple, where so many fit: their rows then start where those of the whole batch may, at
+    multiples of 16 bytes, and Triton need not compile another variant.
+    """
+    fit = max(1, SCRATCH // sample_bytes)
+    size = fit // 16 * 16 or fit
+    return [slice(first, min(first + size, batch)) for first in range(0, batch, size)]
+
+
+def _of(samples: slice, gram: Tensor) -> Tensor:
+    return gram if len(gram) == 1 else gram[samples]
 
 
 def _stride(gram: Tensor) -> int:
     return gram.shape[1] * gram.shape[2] if gram.shape[0] > 1 else 0
 
 
+def _constants(gram: Tensor, n: int, O: int) -> dict:
+    aligned = {"ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
+    return {"DOT": dot_type(gram.dtype), **aligned, **blocks(gram.dtype, alignment(n, O))}
+
+
+def _tiles(size: int, meta: dict) -> int:
+    return triton.cdiv(size, meta["BLOCK"])
+
+
 def launch_gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool) -> tuple[Tensor, Tensor]:
     (B, n), O = slope.shape, len(weight)
     wide = accumulation_dtype(gram.dtype)
-    meta = blocks(gram.dtype, alignment(n, O))
-    tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
     out = gram.new_empty((B, O, O) if store else 0)
     if B * n * O == 0:
         return out.zero_(), gram.new_zeros((B, O), dtype=wide)
     gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
-    left = gram.new_empty(B, O, n) if store else None
-    diagonal = gram.new_empty((1 if store else tiles_n, B, O), dtype=wide)
-    meta |= {"DOT": dot_type(gram.dtype), "ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
-    gram_linear_left_kernel[(B * tiles_o * tiles_n,)](
-        gram, slope, weight, left, None if store else diagonal, B, n, O, _stride(gram), **meta
-    )
+    meta = _constants(gram, n, O)
+    tiles_n, tiles_o = _tiles(n, meta), _tiles(O, meta)
     if not store:
-        return out, diagonal.sum(0)
-    gram_linear_kernel[(B * tiles_o * tiles_o,)](left, weight.T.contiguous(), out, diagonal, n, O, **meta)
-    return out, diagonal[0]
+        diagonals = gram.new_empty((tiles_n, B, O), dtype=wide)
+        gram_linear_left_kernel[(B * tiles_o * tiles_n,)](
+            gram, slope, weight, None, diagonals, B, n, O, _stride(gram), **meta
+        )
+        return out, diagonals.sum(0)
+    diagonal = gram.new_empty((B, O), dtype=wide)
+    transposed = weight.T.contiguous()
+    parts = groups(B, O * n * gram.itemsize)
+    left = gram.new_empty(parts[0].stop, O, n)
+    for part in parts:
+        count = len(slope[part])
+        gram_linear_left_kernel[(count * tiles_o * tiles_n,)](
+            _of(part, gram), slope[part], weight, left, None, count, n, O, _stride(gram), **meta
+        )
+        gram_linear_kernel[(count * tiles_o * tiles_o,)](left, transposed, out[part], diagonal[part], n, O, **meta)
+    return out, diagonal
 
 
 def launch_gram_linear_backward(
@@ -250,44 +100,69 @@ def launch_gram_linear_backward(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (B, n), O = slope.shape, len(weight)
-    wide = accumulation_dtype(gram.dtype)
-    meta = blocks(gram.dtype, alignment(n, O))
-    tiles_n, tiles_o = triton.cdiv(n, meta["BLOCK"]), triton.cdiv(O, meta["BLOCK"])
     d_gram = gram.new_zeros(gram.shape if needs_gram else 0)
     d_slope = slope.new_zeros(slope.shape if needs_slope else 0)
     d_weight = weight.new_zeros(weight.shape if needs_weight else 0)
     if B * n * O == 0:
         return d_gram, d_slope, d_weight
     gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
-    d_diagonal = None if d_diagonal is None else d_diagonal.contiguous()
-    meta |= {"DOT": dot_type(gram.dtype), "ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
-    left = None
-    if d_out is not None:
-        left = gram.new_empty(B, O, n)
-        # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
-        unpipelined = {**meta, "num_stages": 1}
-        gram_linear_backward_left_kernel[(B * tiles_o * tiles_n,)](
-            d_out.contiguous(), d_diagonal, slope, weight, left, n, O, **unpipelined
-        )
-
-    if needs_gram:
-        is_summed = len(gram) < B
-        samples = samples_per_part(B, tiles_n * (tiles_n + 1) // 2) if is_summed else 1
-        count = triton.cdiv(B, samples)
-        parts = gram.new_empty((count, n, n), dtype=wide) if is_summed else d_gram
-        gram_linear_backward_gram_kernel[(count * tiles_n * tiles_n,)](
-            left, d_diagonal, slope, weight, weight.T.contiguous(), parts, B, n, O, samples, **meta
-        )
-        d_gram = parts.sum(0, keepdim=True).to(gram.dtype) if is_summed else d_gram
-
-    if needs_slope or needs_weight:
-        samples = samples_per_part(B, tiles_o * tiles_n)
-        count = triton.cdiv(B, samples)
-        parts = weight.new_empty((count, O, n), dtype=wide)
-        sums = slope.new_empty((tiles_o, B, n), dtype=wide) if needs_slope else None
-        gram_linear_backward_weight_kernel[(count * tiles_o * tiles_n,)](
-            left, d_diagonal, gram, slope, weight, sums, parts, B, n, O, _stride(gram), samples, **meta
-        )
-        d_slope = d_slope if sums is None else sums.sum(0).to(slope.dtype)
-        d_weight = parts.sum(0).to(weight.dtype) if needs_weight else d_weight
+    d_out, d_diagonal = (None if d is None else d.contiguous() for d in (d_out, d_diagonal))
+    transposed = weight.T.contiguous() if needs_gram else None
+    meta = _constants(gram, n, O)
+    parts = [slice(0, B)] if d_out is None else groups(B, O * n * gram.itemsize)
+    left = None if d_out is None else gram.new_empty(parts[0].stop, O, n)
+    is_shared = len(gram) < B
+    gram_sums, weight_sums = [], []
+    for part in parts:
+        arriving = left, None if d_diagonal is None else d_diagonal[part]
+        if d_out is not None:
+            # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
+            gram_linear_backward_left_kernel[(len(slope[part]) * _tiles(O, meta) * _tiles(n, meta),)](
+                d_out[part], arriving[1], slope[part], weight, left, n, O, **{**meta, "num_stages": 1}
+            )
+        if needs_gram:
+            into = None if is_shared else d_gram[part]
+            gram_sums.append(_gradient_by_gram(*arriving, slope[part], weight, transposed, into, meta))
+        if needs_slope or needs_weight:
+            by_weight, by_slope = _gradient_by_weight(
+                *arriving, _of(part, gram), slope[part], weight, needs_slope, meta
+            )
+            weight_sums.append(by_weight)
+            if by_slope is not None:
+                d_slope[part] = by_slope
+    if needs_gram and is_shared:
+        d_gram = functools.reduce(torch.add, gram_sums).to(gram.dtype)
+    if needs_weight:
+        d_weight = functools.reduce(torch.add, weight_sums).to(weight.dtype)
     return d_gram, d_slope, d_weight
+
+
+def _gradient_by_gram(left, d_diagonal, slope, weight, transposed, into: Tensor | None, meta: dict) -> Tensor:
+    """The gradients by the samples' Gram matrices in `into`, or, if that is None, their sum [1, n, n]."""
+    (B, n), O = slope.shape, len(weight)
+    tiles, samples = _tiles(n, meta), 1
+    if into is None:
+        samples = samples_per_program(B, tiles * (tiles + 1) // 2)
+        sums = weight.new_empty((triton.cdiv(B, samples), n, n), dtype=accumulation_dtype(weight.dtype))
+    else:
+        sums = into
+    gram_linear_backward_gram_kernel[(len(sums) * tiles * tiles,)](
+        left, d_diagonal, slope, weight, transposed, sums, B, n, O, samples, **meta
+    )
+    return sums.sum(0, keepdim=True) if into is None else sums
+
+
+def _gradient_by_weight(
+    left, d_diagonal, gram, slope, weight, needs_slope: bool, meta: dict
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients by weight, [O, n], and by slope."""
+    (B, n), O = slope.shape, len(weight)
+    wide = accumulation_dtype(weight.dtype)
+    tiles_o, tiles_n = _tiles(O, meta), _tiles(n, meta)
+    samples = samples_per_program(B, tiles_o * tiles_n)
+    sums = weight.new_empty((triton.cdiv(B, samples), O, n), dtype=wide)
+    slope_sums = slope.new_empty((tiles_o, B, n), dtype=wide) if needs_slope else None
+    gram_linear_backward_weight_kernel[(len(sums) * tiles_o * tiles_n,)](
+        left, d_diagonal, gram, slope, weight, slope_sums, sums, B, n, O, _stride(gram), samples, **meta
+    )
+    return sums.sum(0), None if slope_sums is None else slope_sums.sum(0)
