@@ -204,7 +204,7 @@ def test_gram_linear(shape, dtype, store):
     assert_moves([by_weight], arriving + size(slope, weight, matrix) + parts)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gram_linear_moves_each_matrix_once(dtype, monkeypatch):
     """Scratch memory is of one size for any batch, which a cache holds; of the rest, only the weight is read again."""
     matrix, slope, weight = oc.gram_inputs((4, 4, 64, 64), dtype)

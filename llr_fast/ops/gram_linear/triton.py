@@ -23,9 +23,11 @@ SCRATCH = 2**24  # bytes of W D G D at a time, so few that the cache of a GPU st
 
 def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
-    block, block_r, stages = {2: (64, 32, 3), 4: (64, 16, 3), 8: (32, 16, 2)}[dtype.itemsize]
-    warps = 8 if align < 16 and dtype.itemsize == 4 else 4
-    return {"BLOCK": block, "BLOCK_R": block_r, "num_warps": warps, "num_stages": stages}
+    return {
+        2: {"BLOCK": 64, "BLOCK_R": 32, "num_warps": 4 if align >= 4 else 8, "num_stages": 3},
+        4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 4 if align == 16 else 8, "num_stages": 3 if align >= 4 else 2},
+        8: {"BLOCK": 32, "BLOCK_R": 16, "num_warps": 4, "num_stages": 2},
+    }[dtype.itemsize]
 
 
 def samples_per_program(batch: int, tiles: int) -> int:

@@ -10,6 +10,13 @@ from .tiles import add_product, aligned, load_wide
 
 
 @triton.jit
+def sample_and_direction(first, o_row, K):
+    """Of the rows first + o_row. Only `first` is so large that it takes a division in 64 bits."""
+    o_k = (first % K).to(tl.int32) + o_row
+    return first // K + o_k // K, (o_k % K).to(tl.int64)
+
+
+@triton.jit
 def load_gradient(p_d_out, p_d_stat, p_out, p_first, o_tile, o_stat, o_k, m_tile, like, STATISTIC: tl.constexpr):
     """A tile of d loss / d out, from out's own gradient and that of its statistic; either may be None."""
     b_gradient = tl.zeros(o_tile.shape, like.dtype)
@@ -59,8 +66,7 @@ def masked_linear_kernel(
     # Programs that read the same tangents are neighbours, so that the second reads them from the cache.
     tile = (tl.program_id(0) // tiles_o).to(tl.int64)
     samples = tl.cast(B, tl.int64)
-    o_row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_b, o_k = o_row // K, o_row % K
+    o_b, o_k = sample_and_direction(tile * BLOCK_R, tl.arange(0, BLOCK_R), K)
     o_o = (tl.program_id(0) % tiles_o) * BLOCK_O + tl.arange(0, BLOCK_O)
     m_row, m_o = o_b < B, o_o < O
     p_rows = p_tangents + (o_k * stride_k + o_b * stride_b)[:, None]
@@ -92,8 +98,7 @@ def tangents_gradient(
 ):  # fmt: skip
     """A tile of p_d_tangents [K, B, I], and what it adds to p_d_slope [slots, B, I] or None."""
     samples = tl.cast(B, tl.int64)
-    o_row = tile * BLOCK + tl.arange(0, BLOCK)
-    o_b, o_k = o_row // K, o_row % K
+    o_b, o_k = sample_and_direction(tile * BLOCK, tl.arange(0, BLOCK), K)
     o_i = tile_i * BLOCK + tl.arange(0, BLOCK)
     m_row, m_i = o_b < B, o_i < I
     b_d_masked = tl.zeros([BLOCK, BLOCK], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
@@ -128,12 +133,10 @@ def weight_gradient(
     o_i = tile_i * BLOCK + tl.arange(0, BLOCK)[None, :]
     m_o, m_i = o_o < O, o_i < I
     b_d_weight = tl.zeros([BLOCK, BLOCK], tl.float64 if p_tangents.dtype.element_ty == tl.float64 else tl.float32)
-    first_b, first_k = first_row // K, (first_row % K).to(tl.int32)
     for first in tl.range(0, rows, STEP_R, num_stages=ROW_STAGES):
         o_row = first + tl.arange(0, STEP_R)
-        o_b = first_b + ((first_k + o_row) // K)[:, None]
-        o_k = ((first_k + o_row) % K).to(tl.int64)[:, None]
-        m_row = (o_row < rows)[:, None]
+        o_b, o_k = sample_and_direction(first_row, o_row, K)
+        o_b, o_k, m_row = o_b[:, None], o_k[:, None], (o_row < rows)[:, None]
         b_masked = load_wide(p_tangents + o_k * stride_k + o_b * stride_b + o_i, m_row & m_i, b_d_weight)
         b_masked *= load_wide(p_slope + o_b * I + o_i, m_row & m_i, b_d_weight)
         b_gradient = load_gradient(

@@ -25,10 +25,10 @@ def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
 
 def backward_blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles of both gradients, and the outputs and rows that they sum at a time, for rows of this alignment."""
-    warps = 4 if align == 16 else 8
+    warps, step_o = 4 if align == 16 else 8, 16 if align >= 4 else 8
     return {
         2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": warps, "num_stages": 2},
-        4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": 32, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 2},
+        4: {"BLOCK": 64, "STEP_O": step_o, "STEP_R": 32, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 2},
         8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 3},
     }[dtype.itemsize]
 
