@@ -47,7 +47,7 @@ def configurations(dtype: torch.dtype, narrow: bool) -> list[offline.Launch]:
         args = oc.linear_inputs(shape, dtype)
         out, stat = run(linear, "masked_linear", *args, "sum_squares", True)
         run(linear, "masked_linear_backward", out, stat, out, *args, "max_abs", True, True)
-        if shape in PRODUCTS:
+        if shape == PRODUCTS[-1]:
             run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", True, True)
             run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", False, False)
     for shape in GRAMS + NARROW_GRAMS * narrow:
