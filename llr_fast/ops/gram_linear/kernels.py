@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..masked_linear.tiles import add_product, aligned, load_wide
-from ..tangent_activation.triton import rounded
+from ..tangent_activation.kernels import rounded
 
 
 @triton.jit

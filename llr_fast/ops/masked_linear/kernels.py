@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..tangent_activation.triton import measure, reduce_statistic, rounded, sign
+from ..tangent_activation.kernels import measure, reduce_statistic, rounded, sign
 from .tiles import add_product, aligned, load_wide
 
 
