@@ -116,20 +116,21 @@ def launch_gram_linear_backward(
     is_shared = len(gram) < B
     gram_sums, weight_sums = [], []
     for part in parts:
-        arriving = left, None if d_diagonal is None else d_diagonal[part]
+        at_diagonal = None if d_diagonal is None else d_diagonal[part]
         if d_out is not None:
             # Not pipelined: the copy in shared memory that pipelining keeps would be read across its rows.
             gram_linear_backward_left_kernel[(len(slope[part]) * _tiles(O, meta) * _tiles(n, meta),)](
-                d_out[part], arriving[1], slope[part], weight, left, n, O, **{**meta, "num_stages": 1}
+                d_out[part], at_diagonal, slope[part], weight, left, n, O, **{**meta, "num_stages": 1}
             )
         if needs_gram:
             into = None if is_shared else d_gram[part]
-            gram_sums.append(_gradient_by_gram(*arriving, slope[part], weight, transposed, into, meta))
+            gram_sums.append(_gradient_by_gram(left, at_diagonal, slope[part], weight, transposed, into, meta))
         if needs_slope or needs_weight:
             by_weight, by_slope = _gradient_by_weight(
-                *arriving, _of(part, gram), slope[part], weight, needs_slope, meta
+                left, at_diagonal, _of(part, gram), slope[part], weight, needs_slope, meta
             )
-            weight_sums.append(by_weight)
+            if needs_weight:
+                weight_sums.append(by_weight.sum(0))
             if by_slope is not None:
                 d_slope[part] = by_slope
     if needs_gram and is_shared:
@@ -157,7 +158,7 @@ def _gradient_by_gram(left, d_diagonal, slope, weight, transposed, into: Tensor 
 def _gradient_by_weight(
     left, d_diagonal, gram, slope, weight, needs_slope: bool, meta: dict
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients by weight, [O, n], and by slope."""
+    """The gradient by weight in parts that remain to be summed, [parts, O, n], and that by slope."""
     (B, n), O = slope.shape, len(weight)
     wide = accumulation_dtype(weight.dtype)
     tiles_o, tiles_n = _tiles(O, meta), _tiles(n, meta)
@@ -167,4 +168,4 @@ def _gradient_by_weight(
     gram_linear_backward_weight_kernel[(len(sums) * tiles_o * tiles_n,)](
         left, d_diagonal, gram, slope, weight, slope_sums, sums, B, n, O, _stride(gram), samples, **meta
     )
-    return sums.sum(0), None if slope_sums is None else slope_sums.sum(0)
+    return sums, None if slope_sums is None else slope_sums.sum(0)
