@@ -99,7 +99,9 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while gaps:
             now, gaps = gaps[-chunk:], gaps[:-chunk]
-            for (segment, low, high), (pattern, first, last) in zip(now, _regions_at(model, start.double(), end.double(), now)):
+            for (segment, low, high), (pattern, first, last) in zip(
+                now, _regions_at(model, start.double(), end.double(), now)
+            ):
                 known = regions[segment].get(pattern, (1.0, 0.0))
                 # A region is convex, so what is found of it twice, at its rounded ends, is one piece.
                 regions[segment][pattern] = (min(known[0], first), max(known[1], last))

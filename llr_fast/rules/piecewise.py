@@ -36,7 +36,7 @@ def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) ->
     is_mask = not any(isinstance(slope, Tensor) or slope not in (0, 1) for slope in slopes)
     if is_mask and slopes == (0, 1):
         return above[0]
-    like = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
+    like: dict[str, Any] = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
     slope = torch.zeros(x.value.shape, **like) + torch.as_tensor(slopes[0], **like)
     for beyond, after in zip(above, slopes[1:], strict=True):
         slope = torch.where(beyond, torch.as_tensor(after, **like), slope)
@@ -159,9 +159,7 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
     value = function(a, b)
     activated = activate(difference, name, value, (0.0,), (0.0, 1.0) if larger else (1.0, 0.0))
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
-        chosen = input.linearization.pointwise(
-            lambda s, t: torch.where(passes, s, t), value.shape, other.linearization
-        )
+        chosen = input.linearization.pointwise(lambda s, t: torch.where(passes, s, t), value.shape, other.linearization)
     elif isinstance(other, LinearizedTensor):
         chosen = other.linearization.pointwise(lambda t: torch.where(passes, 0.0, t), value.shape)
     elif fixed_somewhere:
