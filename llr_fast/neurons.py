@@ -147,10 +147,10 @@ def first_kink(layer: Layer) -> Tensor:
 
     The layer's statistic are its tangents along `with_terms`.
     """
-    rate = layer.statistic[0]
-    steps = []
+    moving = torch.stack([stays_on(layer, kink) for kink in layer.kinks]).any(0).logical_not()
+    rate, steps = layer.statistic[0] * moving, []
     for kink in layer.kinks:
-        ahead = torch.where(layer.z > kink, rate < 0, rate > 0) & ~stays_on(layer, kink)
+        ahead = torch.where(layer.z > kink, rate < 0, rate > 0)
         steps.append(torch.where(ahead, (kink - layer.z) / rate, math.inf))
     return torch.stack(steps).amin(0).amin(1)
 

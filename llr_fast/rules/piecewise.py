@@ -152,7 +152,7 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
     fixed_somewhere = bool(fixed.any())
     if fixed_somewhere:  # there the neuron is dead
         largest = torch.finfo(difference.value.dtype).max
-        value = torch.where(fixed, torch.where(a > b, largest, -largest), difference.value)
+        value = difference.value.masked_fill(fixed & (a > b), largest).masked_fill(fixed & ~(a > b), -largest)
         cut = difference.linearization.pointwise(lambda t: torch.where(fixed, 0.0, t), value.shape)
         difference = difference.replaced(value, cut)
     passes = (difference.value > 0) == larger  # of a, else of b
