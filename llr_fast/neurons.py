@@ -112,7 +112,7 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     certify.check(model, x, dtype)
     check_direction(direction, x)
     along, start = direction.detach().to(dtype), x.detach().to(dtype)
-    scale = _power_of_two(start) / _power_of_two(along)
+    scale = (_power_of_two(start) / _power_of_two(along)).clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max)
     along = along * scale.view(-1, *[1] * (x.dim() - 1))
     layers = certify.evaluate(model, x, with_terms(along, torch.maximum(start.abs(), along.abs())), dtype)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
@@ -131,7 +131,7 @@ def with_terms(direction: Tensor, size: Tensor) -> Directions:
     The derivative along the second is about as large as the terms that a neuron's value at such entries is a sum of.
     """
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(direction.shape[1:], generator=generator, dtype=torch.float64)
+    random = torch.randn(direction.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
     return Directions(torch.stack([direction, size * random.to(size)]))
 
 

@@ -167,7 +167,7 @@ class _Shaking:
     """Changes every entry of a linearization at random by up to `_SHAKE` of itself."""
 
     def __init__(self) -> None:
-        self._factors = torch.empty(0)
+        self._factors = torch.empty(0, device="cpu")
         self._calls = 0
 
     def __call__(self, linearization: Any) -> Directions:
@@ -177,7 +177,8 @@ class _Shaking:
         self._calls += 1
         first, size = 7919 * self._calls % _SHIFTS, tangents.numel()
         if len(self._factors) < _SHIFTS + size or self._factors.device != tangents.device:
-            uniform = torch.rand(_SHIFTS + size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+            generator = torch.Generator().manual_seed(2)
+            uniform = torch.rand(_SHIFTS + size, generator=generator, dtype=torch.float64, device="cpu")
             self._factors = (1 + _SHAKE * (2 * uniform - 1)).to(tangents.device)
         factors = self._factors[first : first + size].view(tangents.shape)
         return Directions((tangents * factors).expand(settled.shape))
@@ -226,7 +227,7 @@ def _fingerprints(derivatives: Tensor, change: Tensor) -> Tensor:
 
 def _distinct(numbers: Tensor, error: Tensor) -> int:
     """How many groups remain of rows [N, n] when those that agree within the errors [N, 1] in all numbers are one."""
-    group = torch.zeros(len(numbers), dtype=torch.long)
+    group = torch.zeros(len(numbers), dtype=torch.long, device="cpu")
     for low, high in zip((numbers - error).t(), (numbers + error).t()):
         order = low.argsort()
         order = order[group[order].argsort(stable=True)]
@@ -241,4 +242,4 @@ def _distinct(numbers: Tensor, error: Tensor) -> int:
 
 def _random(seed: int, *shape: int) -> Tensor:
     """Gaussian numbers, always the same, so that points of different batches can be compared."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")

@@ -147,4 +147,4 @@ def _boundaries(regions: dict[bytes, tuple[float, float]]) -> Tensor:
     """[R + 1], from where regions begin and end: between neighbours the middle of what rounding makes of one point."""
     ends = sorted(end for end in regions.values() if end[1] - end[0] > _SHORTEST)
     between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(ends)]
-    return torch.tensor([0.0, *between, 1.0], dtype=torch.float64)
+    return torch.tensor([0.0, *between, 1.0], dtype=torch.float64, device="cpu")
