@@ -52,7 +52,7 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
         >>> torch.allclose(layer.norm, model[0].weight.norm(dim=1))
         True
     """
-    check_choice("q", q, norms.NORMS)
+    q = check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
     frozen = freeze(model, x, torch.float64)
     measured = frozen.gradient_norms(q, frozen.chain() if q == 2 else None)
