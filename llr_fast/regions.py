@@ -16,7 +16,7 @@ from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
-from llr_fast.ranks import gathered
+from llr_fast.ranks import check_group, gathered
 
 _PROBES = 2  # directions along which Jacobians are compared, and numbers that are kept of what is found along them
 _RESOLUTION = 1e-9  # of relative differences of Jacobians; rounding in float64 stays below 1e-12
@@ -70,6 +70,7 @@ def count_linear_regions(
         >>> llr_fast.count_linear_regions(model, [torch.tensor([[-2.0], [-1.0]]), torch.tensor([[3.0]])])
         RegionCount(lower=2, upper=2, points=3)
     """
+    check_group(group)
     counter = Counter(model)
     for x, _ in stream(model, batches, "linear regions", progress):
         counter.add(x)
