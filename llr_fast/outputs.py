@@ -1,13 +1,26 @@
-"""The logits among what a network returns."""
+"""The tensors that a network returns, and the logits among them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from llr_fast.checks import described
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """All of them, in any nest of containers and, where torch knows nothing of these, of mappings and dataclasses."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors_of(dict(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors_of(vars(leaf))
 
 
 def logits_of(output: Any) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils._pytree import tree_leaves
 
 from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
+from llr_fast.outputs import tensors_of
 from llr_fast.ranks import check_group, gathered
 
 _PROBES = 2  # directions along which Jacobians are compared, and numbers that are kept of what is found along them
@@ -118,7 +118,7 @@ class _Observed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
-        self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, LinearizedTensor)]
+        self.outputs = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
         return output
 
     def derivatives(self, x: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _correct(model: nn.Module, x: Tensor, y: Any, index: int) -> int:
         raise ValueError(
             f"loader: expected labels of shape {tuple(predicted.shape)}, got {tuple(y.shape)} in batch {index}"
         )
-    integers = not y.is_floating_point() and not y.is_complex()
+    integers = not y.is_floating_point()
     high = 1 if one_logit else logits.size(1) - 1
     classes = ((y == 0) | (y == 1)) if one_logit else (y >= 0) & (y <= high)
     if not (integers or one_logit) or not classes.all():

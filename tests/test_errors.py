@@ -262,6 +262,7 @@ def returning(output):
 def test_logits_are_found_in_the_output(output):
     report, expected = evaluate(returning(output), [(X, Y)]), evaluate(MODEL, [(X, Y)])
     assert report.accuracy == expected.accuracy and torch.equal(report.margins[2], expected.margins[2])
+    assert report.regions == expected.regions and expected.regions.lower > 1
 
 
 @pytest.mark.parametrize(
