@@ -89,8 +89,9 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     """
     certify.check(model, start, torch.float64, "start")
     certify.check(model, end, torch.float64, "end")
-    if end.shape != start.shape:
-        raise ValueError(f"end: expected the shape of start, {tuple(start.shape)}, got {tuple(end.shape)}")
+    if end.shape != start.shape or end.device != start.device:
+        got = f"{tuple(end.shape)} on {end.device}"
+        raise ValueError(f"end: expected the shape and device of start, {tuple(start.shape)}, got {got}")
     chunk = certify.samples_at_once(model, start[:1].expand(2, *start.shape[1:]), torch.float64)
     origin, direction = start.double(), end.double() - start.double()
     regions: list[dict[bytes, tuple[float, float]]] = [{} for _ in start]

@@ -263,7 +263,7 @@ def test_integrated_gradients_are_complete():
 
 
 def test_segment_refuses_ends_of_different_shapes():
-    with pytest.raises(ValueError, match=r"end: expected the shape of start, \(1, 2\).*\(2, 2\)"):
+    with pytest.raises(ValueError, match=r"end: expected the shape and device of start, \(1, 2\).*\(2, 2\)"):
         llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.ones(2, 2))
     with pytest.raises(ValueError, match="end: expected finite"):
         llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.full((1, 2), math.inf))
