@@ -54,7 +54,7 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
         >>> torch.allclose(layer.norm, model[0].weight.double().norm(dim=1))
         True
     """
-    check_choice("q", q, norms.NORMS)
+    q = check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
     frozen = freeze(model, x, torch.float64)
     if not frozen.layers:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils._pytree import tree_leaves
 
 from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
-from llr_fast.ranks import gathered
+from llr_fast.outputs import tensors_of
+from llr_fast.ranks import check_group, gathered
 from llr_fast.samples import Samples
 
 _PROBES = 2  # directions along which Jacobians are compared, and numbers that are kept of what is found along them
@@ -71,6 +71,7 @@ def count_linear_regions(
         >>> llr_fast.count_linear_regions(model, [torch.tensor([[-2.0], [-1.0]]), torch.tensor([[3.0]])])
         RegionCount(lower=2, upper=2, points=3)
     """
+    check_group(group)
     counter = Counter(model)
     for x, _ in stream(model, batches, "linear regions", progress):
         counter.add(x)
@@ -118,7 +119,7 @@ class _Observed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
-        linearized = [leaf for leaf in tree_leaves(output) if isinstance(leaf, LinearizedTensor)]
+        linearized = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
         self.outputs += [(leaf.linearization, leaf.samples) for leaf in linearized]
         return output
 
