@@ -49,7 +49,7 @@ def plot_margins(margins: Mapping[str, Tensor], *, p: float = 2, unit: str = "in
         ax = _new_axes()
     exponents = torch.cat(list(drawn.values())).log10()
     low, high = exponents.min().item() - 0.01, exponents.max().item() + 0.01
-    edges = torch.logspace(low, high, 49, dtype=torch.float64).tolist()
+    edges = torch.logspace(low, high, 49, dtype=torch.float64, device="cpu").tolist()
     for (name, values), colour in zip(drawn.items(), COLOURS):
         median = values.median().item()
         label = f"{name}: median {median:#.2g}" + _left_out(margins[name].numel() - values.numel())
@@ -126,7 +126,7 @@ def plot_regions(
         points = "no points" if x is None else f"{len(x)} points"
         raise ValueError(f"y: expected a tensor of the classes of {points}, got {described(y)}")
     extent = _around(x) if extent is None else check_extent(extent)
-    like = x if x is not None else next(model.parameters(), torch.zeros(1)).detach()
+    like = x if x is not None else next(model.parameters(), torch.zeros(1, device="cpu")).detach()
     _check_target(model, like, target)
     ax = _new_axes((6, 5)) if ax is None else ax
     _draw_probability(ax, model, extent, like, target, resolution, colorbar)
@@ -183,7 +183,7 @@ def plot_stability_bounds(
     sequences = x.expand(2 * steps, *x.shape)
     down, up = directional_margin(model, sequences, direction.flatten(0, 1)).view(2, steps).cpu()
     value = x[:, channel].detach().double().cpu()
-    low, high, at = value - down, value + up, torch.arange(1, steps + 1)
+    low, high, at = value - down, value + up, torch.arange(1, steps + 1, device=value.device)
     finite = torch.cat([value, low[low.isfinite()], high[high.isfinite()]])
     space = 0.05 * (finite.max() - finite.min()).item() or 1.0
     bottom, top = finite.min().item() - 2 * space, finite.max().item() + 2 * space
@@ -218,7 +218,7 @@ def _draw_probability(
     ax: Axes, model: nn.Module, extent: Extent, like: Tensor, target: int, resolution: int, colorbar: bool
 ) -> None:
     across, up = (
-        torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64)[1::2]
+        torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64, device="cpu")[1::2]
         for low, high in (extent[:2], extent[2:])
     )
     grid = torch.cartesian_prod(up, across).flip(1).to(like)
@@ -274,7 +274,7 @@ def _draw_gradients(ax: Axes, model: nn.Module, x: Tensor, target: int, extent: 
 
 
 def _draw_points(ax: Axes, x: Tensor, y: Tensor | None) -> None:
-    classes = torch.zeros(len(x), dtype=torch.long) if y is None else y.cpu()
+    classes = torch.zeros(len(x), dtype=torch.long, device="cpu") if y is None else y.cpu()
     for i, label in enumerate(classes.unique()):
         a, b = x.detach().cpu()[classes == label].t()
         marker, colour = "osD^"[i % 4], ("white", *COLOURS)[i % 5]
