@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils._pytree import tree_leaves
 
 from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions, _compact
 from llr_fast.linearize import Layer, LinearizedTensor
-from llr_fast.ranks import gathered
+from llr_fast.outputs import tensors_of
+from llr_fast.ranks import check_group, gathered
 from llr_fast.samples import Samples
 
 _PROBES = 2  # directions along which Jacobians are compared
@@ -75,6 +75,7 @@ def count_linear_regions(
         >>> llr_fast.count_linear_regions(model, [torch.tensor([[-2.0], [-1.0]]), torch.tensor([[3.0]])])
         RegionCount(lower=2, upper=2, points=3)
     """
+    check_group(group)
     counter = Counter(model)
     for x, _ in stream(model, batches, "linear regions", progress):
         counter.add(x)
@@ -177,8 +178,7 @@ class _Shaking:
         self._calls += 1
         first, size = 7919 * self._calls % _SHIFTS, tangents.numel()
         if len(self._factors) < _SHIFTS + size or self._factors.device != tangents.device:
-            generator = torch.Generator().manual_seed(2)
-            uniform = torch.rand(_SHIFTS + size, generator=generator, dtype=torch.float64, device="cpu")
+            uniform = torch.rand(_SHIFTS + size, generator=_seeded(2), dtype=torch.float64, device="cpu")
             self._factors = (1 + _SHAKE * (2 * uniform - 1)).to(tangents.device)
         factors = self._factors[first : first + size].view(tangents.shape)
         return Directions((tangents * factors).expand(settled.shape))
@@ -194,8 +194,9 @@ class _Observed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
-        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, LinearizedTensor)]
-        self.outputs = [(leaf.samples, leaf.linearization) for leaf in leaves]
+        leaves = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
+        # Of the first evaluation: further ones compare values alone.
+        self.outputs = self.outputs or [(leaf.samples, leaf.linearization) for leaf in leaves]
         return output
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,4 +243,8 @@ def _distinct(numbers: Tensor, error: Tensor) -> int:
 
 def _random(seed: int, *shape: int) -> Tensor:
     """Gaussian numbers, always the same, so that points of different batches can be compared."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return torch.randn(shape, generator=_seeded(seed), dtype=torch.float64, device="cpu")
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)

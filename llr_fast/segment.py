@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
-from llr_fast.checks import check_finite
 from llr_fast.linearize import Layer
 from llr_fast.neurons import first_kink, stays_on, with_terms
 from llr_fast.regions import pattern_hashes
@@ -88,11 +87,11 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
         >>> torch.allclose(attribution.sum(), model(end) - model(start))
         True
     """
-    certify.check(model, start, torch.float64)
-    if not isinstance(end, Tensor) or end.shape != start.shape or end.device != start.device:
-        got = f"{tuple(end.shape)} on {end.device}" if isinstance(end, Tensor) else type(end).__name__
+    certify.check(model, start, torch.float64, "start")
+    certify.check(model, end, torch.float64, "end")
+    if end.shape != start.shape or end.device != start.device:
+        got = f"{tuple(end.shape)} on {end.device}"
         raise ValueError(f"end: expected the shape and device of start, {tuple(start.shape)}, got {got}")
-    check_finite("end", end)
     chunk = certify.samples_at_once(model, start[:1].expand(2, *start.shape[1:]), torch.float64)
     regions: list[dict[bytes, tuple[float, float]]] = [{} for _ in start]
     gaps = [(segment, 0.0, 1.0) for segment in range(len(start))]

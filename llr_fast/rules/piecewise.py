@@ -24,7 +24,7 @@ def activate(
     if not x.value.numel():
         return x.replaced(value, x.linearization)
     above = [x.value > kink for kink in kinks]
-    piece = torch.empty(0, dtype=torch.int16, device="cpu")
+    piece = x.value.new_empty(0, dtype=torch.int16)
     if x.evaluation.certificate:
         piece = sum(above, torch.zeros_like(x.value, dtype=torch.int16))
     return x.replaced(value, x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes)))
