@@ -61,20 +61,18 @@ class Probe:
 
         The error along the probe's direction is known; what it misses by chance is small beside the largest bound.
         """
-        rounding, largest = [], bounds[0].new_zeros(len(bounds[0]))
-        for bound, seen in zip(bounds, self.errors, strict=True):
-            largest = torch.maximum(largest, bound.where(bound.isfinite(), 0).amax(1))
-            rounding.append(_FLOOR[dtype] * largest.double() + (_ERRORS * seen if dtype == torch.float32 else 0))
-        return rounding
+        largest = torch.stack([bound.amax(1) for bound in bounds]).cummax(0).values
+        return list((_FLOOR[dtype] * largest + (_ERRORS * self.errors if dtype == torch.float32 else 0)).to(dtype))
 
     @cached_property
-    def errors(self) -> list[Tensor]:
-        """For each layer the largest error of the coarse tangents, [B]; zero where there are none."""
-        exact = self.fine.tangents
-        coarse = exact if self.coarse is None else self.coarse.tangents
-        return [(a - b).abs().amax(1).detach() for a, b in zip(coarse, exact, strict=True)]
+    def errors(self) -> Tensor:
+        """[L, B]: the largest error of each layer's coarse tangents."""
+        coarse = self.fine if self.coarse is None else self.coarse
+        pairs = zip(coarse.tangents, self.fine.tangents, strict=True)
+        return torch.stack([(a - b).abs().amax(1) for a, b in pairs])
 
 
+@torch.no_grad()
 def by_search(
     frozen: Frozen, probe: Probe, q: float, failure_probability: float, generator: torch.Generator | None
 ) -> list[Tensor]:
@@ -86,17 +84,16 @@ def by_search(
         statistics = [s + sketch.term(scale * t, q).to(dtype) for s, t in zip(drawn, probe.fine.tangents, strict=True)]
         return sketch.joint_bounds(statistics, distances, q, DIRECTIONS[q], failure_probability)
 
-    bounds = in_range(measure, probe, enlarged=True)
-    if q != 1:  # a normal number beyond 8 deviations shows that rounding has made a bound too small
-        bounds = [b.where(t.abs() <= 8 * b, torch.inf) for b, t in zip(bounds, probe.fine.tangents, strict=True)]
-    return bounds
+    return in_range(measure, probe, enlarged=True)
 
 
+@torch.no_grad()
 def by_gram(gram: Gram, probe: Probe) -> list[Tensor]:
     """For each layer the l2 norms [B, n] in a chain of dense layers, a little enlarged."""
     return in_range(lambda dtype, scale: gram.norms(dtype, scale)[1], probe, enlarged=True)
 
 
+@torch.no_grad()
 def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> list[Tensor]:
     """For each layer the norms [B, n] in float64: from Gram matrices where given, else from all axes."""
     fine = Probe(probe.fine, None)
@@ -108,30 +105,34 @@ def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> li
     return in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
 
 
+@torch.no_grad()
 def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Tensor]:
     """What `measure` finds for each layer, [B, n], in the first precision and scale in which it has a square.
 
     It is zero where the probe shows that the gradient is, and infinite where there is no such precision. `enlarged`
     adds what rounding can have taken.
     """
-    moved = probe.moved
-    found = [torch.full_like(tangents, torch.inf) for tangents in probe.fine.tangents]
-    pending = set(range(len(found)))
+    still = [tangents == 0 for tangents in probe.fine.tangents]
+    found: dict[int, Tensor] = {}
     for dtype, scale in probe.attempts():
         measured = measure(dtype, scale)
-        usable = {i for i in pending if _has_square(measured[i], moved[i], *_RANGE[dtype])}
-        if dtype != torch.float64 and usable != pending:
+        usable = [i for i, numbers in enumerate(measured) if _has_square(numbers, still[i], *_RANGE[dtype])]
+        if dtype == torch.float32 and len(usable) < len(measured):
             continue
-        rounding = probe.rounding(measured, dtype) if enlarged else [measured[0].new_zeros(())] * len(found)
-        for i in usable:
-            found[i] = (measured[i].double() + rounding[i].unsqueeze(-1)) / scale
-        pending -= usable
-        if not pending:
+        if enlarged:
+            measured = [m.add_(r[:, None]) for m, r in zip(measured, probe.rounding(measured, dtype), strict=True)]
+        found = {i: measured[i] if scale == 1 else measured[i] / scale for i in usable} | found
+        if len(found) == len(measured):
             break
-    return [bound.where(moves, 0) for bound, moves in zip(found, moved, strict=True)]
+    for i in set(range(len(still))) - set(found):
+        found[i] = torch.full_like(probe.fine.tangents[i], torch.inf)
+    return [found[i].masked_fill_(none, 0) for i, none in enumerate(still)]
 
 
-def _has_square(measured: Tensor, moved: Tensor, low: float, high: float) -> bool:
-    """Whether in every sample the largest number of the neurons [B, n] that move lies within the range."""
-    largest = measured.where(moved, 0).amax(1)
-    return bool((((largest > low) & (largest < high)) | ~moved.any(1)).all())
+def _has_square(measured: Tensor, still: Tensor, low: float, high: float) -> bool:
+    """Whether in every sample the largest number of the neurons [B, n] that are not `still` lies within the range."""
+    largest = measured.amax(1)
+    if ((largest > low) & (largest < high)).all():
+        return True
+    largest = measured.masked_fill(still, 0).amax(1)
+    return bool((((largest > low) & (largest < high)) | still.all(1)).all())

@@ -29,6 +29,7 @@ class Nearest:
     gradient: Tensor
 
 
+@torch.no_grad()
 def nearest(model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe, q: float) -> Nearest:
     """The neuron that bounds the region, given upper bounds of all norms; everything returned is of float64.
 
@@ -79,12 +80,12 @@ def _places(rows: Tensor, part: Tensor) -> Tensor:
 
 def _tightened(bounds: list[Tensor], computed: Computed, probe: Probe) -> list[Tensor]:
     """The bounds [B, n], with those of neurons whose coarse norms were computed as these, and their rounding, allow."""
-    rounding = torch.stack(probe.rounding(bounds, torch.float32), 1)
+    rounding = torch.stack(probe.rounding(bounds, torch.float32), 1).double()
     for rows, layer, neuron, norm in computed:
         bound = (norm.double() * (1 + _COARSE) + rounding[rows, layer]).nan_to_num(nan=math.inf)
         for index in layer.unique().tolist():
             here = layer == index
-            bounds[index][rows[here], neuron[here]] = bound[here]
+            bounds[index][rows[here], neuron[here]] = bound[here].to(bounds[index].dtype)
     return bounds
 
 
