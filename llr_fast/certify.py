@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr_fast import agreement, generators
 from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, linearize
 from llr_fast.precision import full_precision
@@ -32,20 +33,37 @@ def evaluate(
     linearization: Linearization,
     dtype: torch.dtype,
     statistic: str | None = None,
+    compared: bool = True,
 ) -> list[Layer]:
-    """The layers of neurons of `model` at `x`, values in `dtype`."""
+    """The layers of neurons of `model` at `x`, values in `dtype`.
+
+    With `compared`, which costs a forward pass, only if the model is a function of x: it draws no random numbers, and
+    as it is, in its own precision, gives the same output up to rounding.
+    """
     buffers = _versions_in_training(model)
-    evaluation = Evaluation(model, statistic, certificate=True, declared=x.dtype)
-    with full_precision(), torch.autocast(x.device.type, enabled=False):
-        layers = linearize(model, x.detach().to(dtype), linearization, evaluation)[1]
-    if moved := [name for name, version in _versions_in_training(model).items() if buffers.get(name) != version]:
-        raise ValueError(f"model: expected a function that stays the same, got {moved[0]!r} updated; call model.eval()")
+    evaluation = Evaluation(model, statistic, certificate=True, declared=model_dtype(model, x))
+    with full_precision, torch.autocast(x.device.type, enabled=False):
+        before = generators.states(x.device)
+        output, layers = linearize(model, x.detach().to(dtype), linearization, evaluation)
+        if moved := [name for name, version in _versions_in_training(model).items() if buffers.get(name) != version]:
+            raise ValueError(
+                f"model: expected a function that stays the same, got {moved[0]!r} updated; call model.eval()"
+            )
+        _check_finite(layers)
+        if compared:
+            x = x.detach().to(evaluation.declared)
+            plain = agreement.plain_output(model, x)
+            generators.check(model, x, before)
+            agreement.check(model, x, output, plain)
+    return layers
+
+
+def _check_finite(layers: list[Layer]) -> None:
     for layer in layers:
         if not torch.isfinite(layer.z).all():
             raise ValueError(
                 f"model: expected finite values of all neurons, got NaN or infinite ones in {layer.name!r}"
             )
-    return layers
 
 
 def _versions_in_training(model: nn.Module) -> dict[str, int]:
@@ -64,15 +82,19 @@ def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
     return evaluate(model, x, values_alone(), dtype)
 
 
+def model_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
+    """The dtype of inputs that the model takes: that of its parameters, or of x where it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+
+
 def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
     """The model's dtype, or float32 where that is a low precision."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    return torch.promote_types(dtype, torch.float32)
+    return torch.promote_types(model_dtype(model, x), torch.float32)
 
 
 def directions_at_once(entries: int, dtype: torch.dtype) -> int:
     """How many directions at a time stay within the budget if one has `entries` tangents in memory at a time."""
-    copies = 4  # incoming and outgoing tangents, and a convolution's workspace
+    copies = 4 if dtype.itemsize < 8 else 10  # incoming and outgoing tangents; float64 convolutions unfold their input
     size = entries * dtype.itemsize * copies
     return max(1, min(MEMORY_BUDGET // size, max(ENOUGH_DIRECTIONS, CHUNK_BUDGET // size)))
 
@@ -81,15 +103,22 @@ def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
     """How many samples to work on at a time: their values and tangents stay within both budgets."""
     if x.size(0) == 1:
         return 1
-    count = _Count(model, certificate=True, declared=x.dtype)
+    try:
+        neurons = _neurons(model, x[:1], dtype)
+    except ValueError:  # of a model that takes no other batch than this
+        neurons = _neurons(model, x, dtype) // x.size(0)
+    bytes_per_neuron = 96  # value, piece, slope, tangents in two precisions and bounds, and what sorting takes
+    return max(1, min(MEMORY_BUDGET, CACHE_BUDGET) // (max(1, neurons) * bytes_per_neuron))
+
+
+def _neurons(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
+    count = _Count(model, certificate=True, declared=model_dtype(model, x))
     linearize(model, x.detach().to(dtype), values_alone(), count)
-    bytes_per_neuron = 64  # value, piece, slope, tangent and bound of each neuron, and what sorting takes
-    samples = min(MEMORY_BUDGET, CACHE_BUDGET) * x.size(0) // (max(1, count.neurons) * bytes_per_neuron)
-    return max(1, samples)
+    return count.neurons
 
 
 class _Count(Evaluation):
-    """Counts the neurons of all samples and keeps nothing of them."""
+    """Counts the neurons and keeps nothing of them."""
 
     neurons = 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llr_fast.modes import Modes
+from llr_fast.modes import Modes, like
 
 if TYPE_CHECKING:
     from llr_fast.directions import Directions
@@ -32,6 +32,8 @@ class Convolved:
         self.inputs, self.function, self.weight = inputs, function, weight
         self.modes = Modes.current(weight.device.type)
 
+    keeps = False
+
     @property
     def dtype(self) -> torch.dtype:
         return self.inputs.dtype
@@ -45,8 +47,9 @@ class Convolved:
         """Multiplied by one factor for each channel, [O]; `shape` [B, O, ...] is that of one tangent."""
         if "result" in vars(self) or self.weight.numel() > self.inputs.count * math.prod(shape):
             return self.result.scaled(factor, shape)
-        weight = self.weight * factor.view(-1, *[1] * (self.weight.dim() - 1))
-        scaled = Convolved(self.inputs, self.function, weight.to(self.weight.dtype))
+        unscaled = like(self.weight, self.inputs.tangents)
+        weight = unscaled * factor.view(-1, *[1] * (self.weight.dim() - 1))
+        scaled = Convolved(self.inputs, self.function, weight.to(unscaled.dtype))
         scaled.modes = self.modes
         return scaled
 

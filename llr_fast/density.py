@@ -7,16 +7,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from llr_fast import certify, norms, sketch
+from llr_fast import bounds, certify, norms, sketch
 from llr_fast.batches import PATIENCE
+from llr_fast.bounds import Probe
 from llr_fast.checks import check_choice, check_count, check_range
 from llr_fast.frozen import Backward, Frozen, freeze
+from llr_fast.modes import as_written
 
 METHODS = ("exact", "search", "sketch", "auto")
 _AFFORDABLE = 2**24  # derivatives of all neurons by all inputs of one sample, all of which are then computed
-_SEARCH_DIRECTIONS = 20
 
 
+@as_written
 def region_density(
     model: nn.Module,
     x: Tensor,
@@ -42,7 +44,7 @@ def region_density(
         x: [B, ...], finite.
         radius: in units of x, at least 0.
         p: 1, 2 or inf.
-        method: "exact" computes all gradient norms. "search" bounds them from 20 random directions and computes
+        method: "exact" computes all gradient norms. "search" bounds them from 18 random directions and computes
             exactly those that can make a neuron count: good for radii at which few do. "sketch" (p = 2 and inf)
             estimates every norm from random directions. "auto" is "exact" for small networks, else "sketch", for p = 1
             "search".
@@ -76,22 +78,21 @@ def region_density(
     counts, q = [], norms.dual(p)
     for part in x.split(certify.samples_at_once(model, x, torch.float64)):
         frozen = freeze(model, part, torch.float64)
-        distances = [layer.distance for layer in frozen.layers]
-        total = sum(distance.size(1) for distance in distances)
+        total = sum(layer.z.size(1) for layer in frozen.layers)
         chosen = _automatic(part, total, p) if method == "auto" else method
-        if not distances:
+        if not frozen.layers:
             counts.append(torch.zeros(len(part), dtype=torch.long, device=x.device))
-        elif chosen == "exact":
-            measured = frozen.gradient_norms(q, frozen.chain() if q == 2 else None)
-            counts.append(_within(torch.cat(distances, 1), torch.cat(measured, 1), radius).sum(1))
-        elif chosen == "search":
-            statistics = sketch.statistics(frozen, q, _SEARCH_DIRECTIONS, generator)
-            bounds = sketch.joint_bounds(statistics, distances, q, _SEARCH_DIRECTIONS, failure_probability)
-            counts.append(_verified(frozen, torch.cat(bounds, 1), radius, q, progress))
+            continue
+        probe = Probe.random(frozen, q, generator)
+        if chosen == "search":
+            upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
+            counts.append(_verified(frozen, probe.fine, torch.cat(upper, 1), radius, q, progress))
+            continue
+        if chosen == "exact":
+            measured = bounds.exact_norms(frozen, probe, q, frozen.chain() if q == 2 else None)
         else:
-            statistics = sketch.statistics(frozen, q, directions, generator)
-            norm = _estimate(torch.cat(statistics, 1).double(), q, directions)
-            counts.append(_within(torch.cat(distances, 1), norm, radius).sum(1))
+            measured = _estimates(frozen, probe, q, directions, generator)
+        counts.append(_within(torch.cat(frozen.distances, 1), torch.cat(measured, 1), radius).sum(1))
     return torch.cat(counts)
 
 
@@ -111,12 +112,22 @@ def _estimate(statistic: Tensor, q: float, directions: int) -> Tensor:
     return (statistic / directions).exp() if q == 1 else (statistic / directions).sqrt()
 
 
-def _verified(frozen: Frozen, bound: Tensor, radius: float, q: float, progress: bool) -> Tensor:
+def _estimates(
+    frozen: Frozen, probe: Probe, q: float, directions: int, generator: torch.Generator | None
+) -> list[Tensor]:
+    def measure(dtype: torch.dtype, scale: float) -> list[Tensor]:
+        found = sketch.statistics(frozen, q, directions, generator, dtype, scale)
+        return [_estimate(statistic, q, directions) for statistic in found]
+
+    return bounds.in_range(measure, probe)
+
+
+def _verified(frozen: Frozen, backward: Backward, bound: Tensor, radius: float, q: float, progress: bool) -> Tensor:
     """The exact count, by back-propagation of every neuron that counts with the bound [B, N] of its norm."""
-    x, layers, backward = frozen.x, frozen.layers, Backward(frozen)
-    distance = torch.cat([layer.distance for layer in layers], 1)
-    layer_of = torch.cat([torch.full(layer.z.shape[1:], i) for i, layer in enumerate(layers)]).to(x.device)
-    place_of = torch.cat([torch.arange(layer.z.size(1)) for layer in layers]).to(x.device)
+    x, layers = frozen.x, frozen.layers
+    distance = torch.cat(frozen.distances, 1)
+    layer_of = torch.cat([torch.full(layer.z.shape[1:], i, device=x.device) for i, layer in enumerate(layers)])
+    place_of = torch.cat([torch.arange(layer.z.size(1), device=x.device) for layer in layers])
     candidates = [row.nonzero().squeeze(1) for row in _within(distance, bound, radius)]
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
     columns = pad_sequence(candidates, batch_first=True, padding_value=-1).t()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from llr_fast.convolved import Convolved
 from llr_fast.linearize import identity
+from llr_fast.modes import like
 from llr_fast.ops import masked_linear, tangent_activation
 from llr_fast.ops.arguments import accumulation_dtype
 
@@ -31,6 +32,7 @@ class Directions:
     slope: Tensor | None = None
     statistic: str | None = None
     measured: Tensor | None = None
+    keeps: ClassVar[bool] = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,7 +53,11 @@ class Directions:
 
     def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Convolved:
         """A convolution with `weight` [O, I, ...], computed when its result is used."""
-        return Convolved(self, function, weight)
+        return Convolved(self, function, weight if weight.requires_grad else weight.clone())  # it may change until then
+
+    def times(self, factor: float) -> Directions:
+        """All directions `factor` times as long."""
+        return self if factor == 1 else Directions(self.tangents * factor)
 
     @property
     def count(self) -> int:
@@ -60,11 +66,12 @@ class Directions:
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
         """Multiplied by one factor [C] for each entry of the axis behind that of the batch."""
         tangents = _compact(self.settled())
-        scaled = tangents * factor.view(-1, *[1] * (tangents.dim() - 3))
+        scaled = tangents * like(factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
         return Directions(scaled.to(self.dtype).expand(-1, *shape))
 
     def linear(self, weight: Tensor) -> Directions:
         """The product of the last axis with `weight` [O, I]."""
+        weight = like(weight, self.tangents)
         tangents = _compact(self.tangents, dims=range(1, self.tangents.dim() - 1))
         if self.slope is not None and self.statistic is not None and self.dtype == weight.dtype:
             out, measured = masked_linear(tangents, self.slope, weight, self.statistic)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,21 +81,28 @@ class Step:
         self.output, self.layers = evaluate(x, Noted(self.tape), Brackets(model, self.statistic))
         self.tape.finished = True
 
-    @torch.no_grad()
-    def gram_passes(self) -> float:
-        """The cost of `by_gram` in forward passes; inf where the model is no chain of dense layers."""
+    @cached_property
+    def gram(self) -> Gram | None:
+        """The model as a chain of dense layers, if it is one in this step."""
         try:
-            weights = Gram.of(self.x, self.tape).weights
+            return Gram.of(self.x, self.tape)
         except NotAChainError:
-            return math.inf
-        return cost.gram(weights) / cost.forward(weights)
+            return None
 
-    def by_gram(self) -> list[Tensor]:
-        """Exact, for chains of dense layers."""
-        return Gram.of(self.x, self.tape).squared_norms(self.statistic == "total_squares")
+    @property
+    def exact_passes(self) -> float:
+        """The cost of the exact norms, in forward passes for each sample."""
+        axes = self.x[0].numel()
+        return axes if self.gram is None else min(axes, cost.gram(self.gram.weights) / cost.forward(self.gram.weights))
 
-    def by_axes(self) -> list[Tensor]:
-        """Exact, from all input axes; where they are many, one chunk of them is in memory at a time."""
+    def exact(self) -> list[Tensor]:
+        """From Gram matrices where the model is a chain of dense layers and that costs less, else from all axes."""
+        if self.gram is not None and self.exact_passes < self.x[0].numel():
+            return self.gram.squared_norms(self.statistic == "total_squares")
+        return self._by_axes()
+
+    def _by_axes(self) -> list[Tensor]:
+        """From all input axes; where they are many, one chunk of them is in memory at a time."""
         x, size = self.x, self.x[0].numel()
         if size <= cost.AFFORDABLE_PASSES:
             return self.along(axes(x, 0, size, x.dtype))

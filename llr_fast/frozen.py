@@ -19,16 +19,26 @@ from llr_fast.tape import Noted, Tape
 
 @dataclass
 class Frozen:
-    """The layers of neurons of a network at x [B, ...], and the tape from which their derivatives follow."""
+    """The layers of neurons of a network at x [B, ...], and the tape from which their derivatives follow.
+
+    Derivatives have the dtype of the directions along which they are asked for; `coarse` is the model's, or float32
+    where that is a low precision.
+    """
 
     x: Tensor
     layers: list[Layer]
     tape: Tape
+    coarse: torch.dtype
+
+    @property
+    def distances(self) -> list[Tensor]:
+        """For each layer the distances [B, n] of its neurons to their nearest kinks."""
+        return [layer.distance for layer in self.layers]
 
     def along(self, linearization: Linearization, statistic: str | None = None) -> list[Tensor]:
         """For each layer the statistic [B, n] of the gradients; of directions, without one, the tangents [K, B, n]."""
         lead = 1 if statistic is None else 0
-        with full_precision(), torch.autocast(self.x.device.type, enabled=False):
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
             measured = list(self.tape.along(linearization, statistic))
         return [layer.samples.rows(t, lead) for layer, t in zip(self.layers, measured, strict=True)]
 
@@ -42,56 +52,55 @@ class Frozen:
             total = [combine(a, b) for a, b in zip(total, found, strict=True)] if total else found
         return total
 
+    def over_axes(self, q: float, dtype: torch.dtype, scale: float) -> list[Tensor]:
+        """For each layer the l_q norms [B, n] of its neurons' gradients, times `scale`, from all input axes."""
+        size = self.x[0].numel()
+        chunk = self._directions_at_once(dtype, entries=size)
+        starts = range(0, size, chunk)
+        parts = (axes(self.x, start, min(start + chunk, size), dtype).times(scale) for start in starts)
+        return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
+
     def chunks(self, directions: Tensor) -> Iterator[Directions]:
         """Directions [K, B, ...], as many at a time as the budget allows."""
-        return (Directions(part) for part in directions.split(self._directions_at_once()))
+        return (Directions(part) for part in directions.split(self._directions_at_once(directions.dtype)))
 
     def chain(self) -> Gram | None:
         """The network as a chain of dense layers with its slopes at x, if it is one."""
-        with full_precision(), torch.autocast(self.x.device.type, enabled=False):
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
             try:
                 return Gram.of(self.x, self.tape)
             except NotAChainError:
                 return None
 
-    def gradient_norms(self, q: float, gram: Gram | None) -> list[Tensor]:
-        """For each layer the exact l_q norms [B, n] of its neurons' gradients.
-
-        From the Gram matrices of a chain where they are given, which is for q = 2, else from all input axes.
-        """
-        if gram is not None:
-            with full_precision():
-                return [squares.clamp_min(0).sqrt() for squares in gram.squared_norms()]
-        size = self.x[0].numel()
-        chunk = self._directions_at_once(entries=size)
-        parts = (axes(self.x, start, min(start + chunk, size), self.tape.dtype) for start in range(0, size, chunk))
-        return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
-
-    def _directions_at_once(self, entries: int = 0) -> int:
+    def _directions_at_once(self, dtype: torch.dtype, entries: int = 0) -> int:
         """What keeps the tangents of the widest layer within the budget, with `entries` where directions are made."""
-        return directions_at_once(max((layer.z.numel() for layer in self.layers), default=1) + entries, self.tape.dtype)
+        return directions_at_once(max((layer.z.numel() for layer in self.layers), default=1) + entries, dtype)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Frozen:
-    """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients."""
+def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = True) -> Frozen:
+    """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients.
+
+    `compared` as in `certify.evaluate`.
+    """
     x = x.detach().clone()
-    tape = Tape(tangent_dtype(model, x))
-    return Frozen(x, evaluate(model, x, Noted(tape), dtype), tape)
+    tape = Tape(torch.float64)
+    layers = evaluate(model, x, Noted(tape), dtype, compared=compared)
+    tape.finished = True
+    return Frozen(x, layers, tape, tangent_dtype(model, x))
 
 
 class Backward:
-    """Gradients of chosen neurons by back-propagation through the linearization.
+    """The network's derivatives along one direction [B, ...], in the dtype of that, and gradients of chosen neurons.
 
     A tangent is linear in the direction, so its derivative by the direction is the neuron's gradient, whatever the
     direction: the backward passes run through the frozen pattern and need no graph of the values.
     """
 
-    def __init__(self, frozen: Frozen) -> None:
+    def __init__(self, frozen: Frozen, direction: Tensor) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            x = frozen.x
-            self.direction = torch.zeros(1, *x.shape, dtype=frozen.tape.dtype, device=x.device, requires_grad=True)
+            self.direction = direction.clone().unsqueeze(0).requires_grad_()
             self.tangents = [tangents[0] for tangents in frozen.along(Directions(self.direction))]
 
     @torch.inference_mode(False)
@@ -103,5 +112,5 @@ class Backward:
             rows = (layer == index).nonzero().squeeze(1)
             if index >= 0:
                 total = total + self.tangents[index][rows, neuron[rows]].sum()
-        with full_precision(), torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
+        with full_precision, torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
             return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]

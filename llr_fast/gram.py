@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llr_fast.linearize import identity
 from llr_fast.ops import gram_norms
+from llr_fast.precision import full_precision
 from llr_fast.tape import Tape
 
 
@@ -82,7 +83,8 @@ class Gram:
             raise NotAChainError
         shape = (self.shape[0], weight.size(0))
         if len(self.weights) > len(self.slopes):  # two layers without an activation between them are one
-            return replace(self, shape=shape, weights=(*self.weights[:-1], weight @ self.weights[-1]))
+            product = weight.to(self.dtype) @ self.weights[-1].to(self.dtype)
+            return replace(self, shape=shape, weights=(*self.weights[:-1], product))
         return replace(self, shape=shape, weights=(*self.weights, weight))
 
     def activate(self, slope: Tensor, statistic: str | None) -> tuple[Gram, Tensor]:
@@ -91,6 +93,25 @@ class Gram:
         self.reported.append(self)
         slope = slope.to(self.dtype)
         return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
+
+    def norms(self, dtype: torch.dtype, scale: float) -> tuple[list[Tensor], list[Tensor]]:
+        """For each hidden layer the gradients' l2 norms [B, n] times `scale`, computed in `dtype`, and upper bounds.
+
+        The bounds hold the rounding of a product w G w^T, whose terms add up to (sum_j |w_j| ||g_j||)^2 however much of
+        that cancels.
+        """
+        weights, slopes = ([t.to(dtype) for t in tensors] for tensors in (self.weights, self.slopes))
+        weights[0] = weights[0] * scale
+        norms: list[Tensor] = []
+        bounds: list[Tensor] = []
+        with full_precision:
+            for i, squares in enumerate(gram_norms(weights, slopes)):
+                rounding = 2 * weights[i].size(1) * torch.finfo(dtype).eps
+                terms = squares if i == 0 else ((bounds[-1] * slopes[i - 1].abs()) @ weights[i].abs().t()).square()
+                exact = squares.clamp_min(0).expand(self.shape[0], -1)
+                norms.append(exact.sqrt())
+                bounds.append((exact + rounding * terms).sqrt())
+        return norms, bounds
 
     def squared_norms(self, total: bool = False) -> list[Tensor]:
         """[B, n] for each hidden layer; with `total` its sum over the layer, [B]."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils import swap_tensors
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from llr_fast.process import uncompiled
 from llr_fast.samples import MixedSamplesError, Samples
 
 
@@ -22,6 +26,8 @@ class NotPiecewiseLinearError(ValueError):
 
 class Linearization(Protocol):
     """What is known of the derivative of a tensor with respect to the network's input."""
+
+    keeps: bool  # whether constants are kept for later, so that they have to be copies that nobody else can change
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -88,14 +94,69 @@ class Evaluation:
     certificate: bool = False
     declared: torch.dtype | None = None
     finished: bool = False
+    checkpointed: bool = False
     layers: list[Any] = field(default_factory=list)
+    _watched: list[tuple[Tensor, int]] = field(default_factory=list)
+    _made: list[weakref.ref[LinearizedTensor]] = field(default_factory=list)
     _paths: dict[int, str] | None = None
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
-        """A parameter, buffer or other tensor that does not depend on x, ready to meet tensors of dtype `like`."""
+        """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
         if not isinstance(tensor, Tensor) or isinstance(tensor, LinearizedTensor) or not tensor.is_floating_point():
             return tensor
         return tensor.detach().to(like) if self.certificate else tensor
+
+    def owned(self, argument: Any) -> Any:
+        """An argument of a torch function as it is now: the network may change its lists, arrays and tensors later.
+
+        Trained leaves stay what they are, so that gradients reach them; `check_watched` finds those that were changed.
+        """
+        if isinstance(argument, LinearizedTensor):
+            return argument
+        if isinstance(argument, Tensor):
+            if self.certificate:
+                return argument.detach().clone()
+            if argument.requires_grad and argument.is_leaf:
+                self._watched.append((argument, argument._version))
+                return argument
+            return argument.clone()
+        if isinstance(argument, (list, tuple)):
+            parts = map(self.owned, argument)
+            return type(argument)(*parts) if hasattr(argument, "_fields") else type(argument)(parts)
+        if isinstance(argument, dict):
+            return {name: self.owned(part) for name, part in argument.items()}
+        return argument.copy() if isinstance(argument, np.ndarray) else argument
+
+    def note(self, tensor: LinearizedTensor) -> None:
+        """Remembers a tensor of this evaluation, as long as somebody else holds it."""
+        self._made.append(weakref.ref(tensor))
+        if not self.certificate:  # checkpoints set hooks
+            self.checkpointed |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+    def check_watched(self) -> None:
+        for tensor, version in self._watched:
+            if tensor._version != version:
+                names = (name for name, parameter in self.model.named_parameters() if parameter is tensor)
+                raise ValueError(
+                    f"model: expected parameters that stay the same while it runs, got {next(names, 'one')!r} "
+                    "changed in place after it was used; use a clone() of it"
+                )
+
+    def finish(self) -> None:
+        """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.
+
+        Where parts of the model are checkpointed, their backward passes need what they took in as it is: there only
+        what modules hold is replaced.
+        """
+        self.finished = True
+        self._watched.clear()
+        kept = [tensor for reference in self._made if (tensor := reference()) is not None]
+        self._made.clear()
+        if self.checkpointed or not all([_replaced(tensor) for tensor in kept]):
+            for attributes in map(vars, self.model.modules()):
+                for name, held in attributes.items():
+                    if any(isinstance(leaf, LinearizedTensor) for leaf in tree_leaves(held)):
+                        attributes[name] = tree_map_only(LinearizedTensor, LinearizedTensor.plain, held)
 
     def grad_mode(self) -> Any:
         return torch.no_grad() if self.certificate else contextlib.nullcontext()
@@ -104,6 +165,8 @@ class Evaluation:
         self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, slope: Tensor
     ) -> Linearization:
         """Collects the neurons `x`; returns their linearization multiplied by `slope`."""
+        if not x.value.numel():
+            return x.linearization
         linearization, measured = x.linearization.activate(slope, self.statistic)
         layer = self.collect(function, x, kinks, piece, measured)
         if not self.finished:
@@ -168,6 +231,7 @@ class LinearizedTensor(Tensor):
         bases = [view for view in views if view.value.untyped_storage().data_ptr() == storage]
         self._versions = bases[0]._versions if bases else [0]
         self._seen = self._versions[0]
+        evaluation.note(self)
         return self
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -183,6 +247,7 @@ class LinearizedTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[override]
         """Reached only where torch functions are switched off; torch's stub has no class for `self` here."""
         if func is torch.ops.aten.detach.default:  # a checkpoint keeps its inputs
+            args[0].evaluation.checkpointed = True
             return args[0].replaced(args[0].value, args[0].linearization)
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
@@ -208,7 +273,27 @@ class LinearizedTensor(Tensor):
                 "whose backward does not know the penalty; checkpoints need use_reentrant=False"
             )
 
-    def check_current(self, function: str) -> None:
+    def stand_in(self) -> Tensor:
+        """A plain tensor without numbers that looks to the model like this one: in shape, device and dtype."""
+        dtype = self.evaluation.declared or self.value.dtype
+        return self.value.new_empty(1, dtype=dtype).expand(self.value.shape)
+
+    def plain(self) -> Tensor:
+        """The value as a tensor of its own, in the dtype that the model saw."""
+        value = self.value.view_as(self.value)
+        return value.to(self.evaluation.declared) if self.evaluation.declared else value
+
+    def check_current(self, function: str, evaluation: Evaluation) -> None:
+        """Raises where this tensor is of another evaluation or was changed through another view.
+
+        One that is over goes on only in backward passes, where checkpoints compute it again.
+        """
+        over = self.evaluation.finished and torch._C._current_graph_task_id() == -1
+        if over or self.evaluation is not evaluation:
+            raise NotPiecewiseLinearError(
+                f"{function} in module {self.evaluation.module_path()!r} reads a tensor that was kept from an earlier "
+                "evaluation of the network; keep a detach()ed copy of its numbers instead"
+            )
         self.check_no_function()
         if self._seen != self._versions[0]:
             raise NotPiecewiseLinearError(
@@ -217,18 +302,32 @@ class LinearizedTensor(Tensor):
             )
 
 
+def _replaced(tensor: LinearizedTensor) -> bool:
+    """Makes a plain tensor of it, wherever it is held; False where autograd, a transform or a weak reference has it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if tensor._use_count() > 1 or weakref.getweakrefs(tensor):
+            return False
+        swap_tensors(tensor, tensor.plain())
+    return True
+
+
 def linearize(
     model: Callable[[Tensor], Any], x: Tensor, linearization: Linearization, evaluation: Evaluation
 ) -> tuple[Any, list[Any]]:
-    """Evaluates `model` at `x` [B, ...]; returns its output (plain tensors) and its layers of neurons."""
+    """Evaluates `model` at `x` [B, ...]; returns its output (plain tensors) and its layers of neurons.
+
+    Also where the model raises, it holds no linearized tensor afterwards.
+    """
     root = LinearizedTensor(x, linearization, Samples(x.size(0)), evaluation)
-    # Compiled parts of the model run as written: their graphs know nothing of linearized tensors.
-    tracing = torch.compiler.is_compiling()
-    with contextlib.nullcontext() if tracing else torch.compiler.set_stance("force_eager"):
-        output = model(root)
-    evaluation.finished = True
-    tree_map_only(LinearizedTensor, LinearizedTensor.check_no_function, output)
-    return tree_map_only(LinearizedTensor, lambda t: t.value, output), evaluation.layers
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else uncompiled:
+        try:
+            output = model(root)
+            tree_map_only(LinearizedTensor, LinearizedTensor.check_no_function, output)
+            evaluation.check_watched()
+            output = tree_map_only(LinearizedTensor, lambda t: t.value, output)
+        finally:
+            evaluation.finish()
+    return output, evaluation.layers
 
 
 __all__ = [

@@ -14,11 +14,8 @@ from llr_fast.directions import Directions
 from llr_fast.estimators import Step, Terms
 from llr_fast.linearize import Evaluation
 from llr_fast.margin import margin
+from llr_fast.modes import as_written
 from llr_fast.ops.arguments import accumulation_dtype
-
-# Dynamo does not trace the tensor subclass on which a loss evaluates its model. The public decorator,
-# torch.compiler.disable, would import the compiler, and Triton with it, as soon as this module is imported.
-as_written = torch._compile._disable_dynamo
 
 ESTIMATORS = ("exact", "rademacher", "axis", "auto")
 
@@ -70,7 +67,7 @@ class ROLLLoss(nn.Module):
         check_count("samples", samples)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
         self.lam, self.C, self.gamma = lam, C, gamma
-        self._gram_passes: float | None = None  # found out in the first exact step
+        self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
         self._check_schedule()
 
     @as_written
@@ -87,44 +84,37 @@ class ROLLLoss(nn.Module):
         self._check_schedule()  # lam, C and gamma may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)
-        way, total = self._way(x), self.gamma == 100
-        if total and way in estimators.SAMPLED:
-            output, layers = estimators.along(self.model, x, *self._draw(x, way))
+        total, sampled = self.gamma == 100, self._sampled()
+        if total and sampled:
+            output, layers = estimators.along(self.model, x, *self._draw(x, sampled))
             return output, self.lam * self._mean(layers, [layer.squares for layer in layers])
         step = Step(self.model, x, total)
-        if way is None:
-            self._gram_passes = step.gram_passes()
-            way = self._cheapest(x, self._gram_passes)
-        squares = self._squares(step, way)
+        if self.estimator == "auto":
+            self._exact_passes = step.exact_passes
+            sampled = self._sampled()
+        squares = self._squares(step, sampled)
         if total:
             return step.output, self.lam * self._mean(step.layers, squares)
         hinge = self.C * torch.cat([layer.hinge for layer in step.layers], 1)
-        chosen = self._chosen(step, way, squares, hinge)
+        chosen = self._chosen(step, sampled, squares, hinge)
         return step.output, self.lam * (torch.cat(squares, 1) + hinge).gather(1, chosen).mean()
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
 
-    def _way(self, x: Tensor) -> str | None:
-        """The way to the norms: "gram", "axes" or a sampled estimator; None until a first step has told the cost."""
-        if self.estimator in estimators.SAMPLED:
-            return self.estimator
-        return None if self._gram_passes is None else self._cheapest(x, self._gram_passes)
+    def _sampled(self) -> str | None:
+        """The sampled estimator to use; None for the exact norms, and for "auto" until a step has told their cost."""
+        if self.estimator != "auto":
+            return self.estimator if self.estimator in estimators.SAMPLED else None
+        affordable = cost.AFFORDABLE_PASSES * self.samples
+        return "rademacher" if self._exact_passes is not None and self._exact_passes > affordable else None
 
-    def _cheapest(self, x: Tensor, gram_passes: float) -> str:
-        axes = x[0].numel()
-        if self.estimator == "auto" and min(axes, gram_passes) > cost.AFFORDABLE_PASSES * self.samples:
-            return "rademacher"
-        return "gram" if gram_passes < axes else "axes"
+    def _squares(self, step: Step, sampled: str | None) -> list[Tensor]:
+        return step.exact() if sampled is None else step.along(*self._draw(step.x, sampled))
 
-    def _squares(self, step: Step, way: str) -> list[Tensor]:
-        if way in estimators.SAMPLED:
-            return step.along(*self._draw(step.x, way))
-        return step.by_gram() if way == "gram" else step.by_axes()
-
-    def _draw(self, x: Tensor, way: str) -> tuple[Directions, float]:
+    def _draw(self, x: Tensor, sampled: str) -> tuple[Directions, float]:
         """Random directions, and what to multiply sums over them by."""
-        return estimators.SAMPLED[way](x, self.samples, self.generator)
+        return estimators.SAMPLED[sampled](x, self.samples, self.generator)
 
     def _mean(self, layers: list[Terms], squares: list[Tensor]) -> Tensor:
         """Of the brackets of all neurons."""
@@ -132,10 +122,10 @@ class ROLLLoss(nn.Module):
         return total / sum(layer.neurons for layer in layers)
 
     @torch.no_grad()
-    def _chosen(self, step: Step, way: str, squares: list[Tensor], hinge: Tensor) -> Tensor:
+    def _chosen(self, step: Step, sampled: str | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
-        if way in estimators.SAMPLED:
-            squares = self._squares(step, way)
+        if sampled is not None:
+            squares = self._squares(step, sampled)
         brackets = torch.cat(squares, 1) + hinge
         count = max(1, math.ceil(brackets.size(1) * self.gamma / 100))
         return brackets.topk(count, dim=1).indices

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr_fast import certify, cost, norms, search
+from llr_fast import bounds, certify, cost, norms, search
+from llr_fast.bounds import Probe
 from llr_fast.checks import check_choice, check_range
 from llr_fast.frozen import freeze
 from llr_fast.gram import Gram
+from llr_fast.modes import as_written
 
-ROUNDING = 1e-3  # relative error, at most, of float32 norms from sums over all axes or Gram matrices
 METHODS = ("exact", "search", "auto")
 
 
@@ -26,7 +27,7 @@ class Margin:
         layer: [B], index into `layer_names` of the neuron that bounds the region; -1 where none does.
         neuron: [B], flat index of that neuron among those of its layer; -1 where there is none.
         offset: [B], that neuron's value minus its nearest kink.
-        gradient: [B, *x.shape[1:]], gradient of that neuron with respect to x; zero where there is none.
+        gradient: [B, *x.shape[1:]] float64, gradient of that neuron with respect to x; zero where there is none.
         layer_names: path of the module and name of the function, for each call of a piecewise-linear function.
         exact: [B] bool; False where a probability of failure remains (method "search").
         p: the norm.
@@ -61,18 +62,22 @@ class Margin:
         """
         if x.shape != self.gradient.shape:
             raise ValueError(f"x: expected the shape of the batch, {tuple(self.gradient.shape)}, got {tuple(x.shape)}")
-        gradient = self.gradient.flatten(1).to(self.value.dtype)
-        if self.p == 2:
-            step = gradient / gradient.square().sum(1, keepdim=True)
-        elif self.p == math.inf:
-            step = gradient.sign() / gradient.abs().sum(1, keepdim=True)
+        gradient = self.gradient.flatten(1)
+        norm = norms.norm(gradient, norms.dual(self.p))[:, None]
+        unit = gradient / norm
+        if self.p == math.inf:
+            step = gradient.sign()
+        elif self.p == 2:
+            step = unit
         else:
-            steepest = gradient.abs().argmax(1, keepdim=True)
-            step = torch.zeros_like(gradient).scatter(1, steepest, 1 / gradient.gather(1, steepest))
+            steepest = unit.abs().argmax(1, keepdim=True)
+            step = torch.zeros_like(unit).scatter(1, steepest, unit.gather(1, steepest).sign())
+        step = (step / norm).to(self.value.dtype)
         moved = x.flatten(1) - self.offset[:, None] * step
         return moved.masked_fill(self.value.isinf()[:, None], math.nan).view(x.shape)
 
 
+@as_written
 def margin(
     model: nn.Module,
     x: Tensor,
@@ -138,11 +143,13 @@ def _of_part(
         return _unbounded(x, p, dtype)
     gram = frozen.chain() if p == 2 and method != "search" else None
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(x, gram))
-    if exact:
-        bounds = [norm * (1 + ROUNDING) for norm in frozen.gradient_norms(q, gram)]
+    probe = Probe.random(frozen, q, generator)
+    if not exact:
+        upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
     else:
-        bounds = search.sketched_bounds(frozen, q, failure_probability, generator)
-    found = search.verify(model, frozen, bounds, q, dtype)
+        upper = bounds.exact_norms(frozen, probe, q, None) if gram is None else bounds.by_gram(gram, probe)
+        probe = Probe(probe.fine, None)  # few candidates are left
+    found = search.nearest(model, frozen, upper, probe, q)
     offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)
     names = [layer.name for layer in frozen.layers]
@@ -160,4 +167,5 @@ def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:
     infinite = torch.full_like(x.flatten(1)[:, 0], math.inf, dtype=dtype)
     none = torch.full_like(infinite, -1, dtype=torch.long)
     sure = torch.ones_like(none, dtype=torch.bool)
-    return Margin(infinite, none, none, torch.zeros_like(infinite), torch.zeros_like(x), [], sure, p)
+    gradient = torch.zeros_like(x, dtype=torch.float64)
+    return Margin(infinite, none, none, torch.zeros_like(infinite), gradient, [], sure, p)

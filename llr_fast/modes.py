@@ -1,12 +1,38 @@
-"""The modes of torch in which an operation was asked for, to compute it in them later."""
+"""The modes of torch: those in which an operation was asked for, to compute it in them later, and tracing."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def as_written(function: F) -> F:
+    """The function for compiled callers: Dynamo does not trace tensors that carry a linearization.
+
+    Outside of a trace the compiler is not even imported.
+    """
+    untraced = torch._compile._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return untraced(*args, **kwargs) if torch.compiler.is_compiling() else function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def like(constant: Any, tangents: Tensor) -> Any:
+    """A constant in the dtype of the tangents that it meets, which a tape can have in several; autocast does its own."""
+    if not isinstance(constant, Tensor) or not constant.is_floating_point() or constant.dtype == tangents.dtype:
+        return constant
+    return constant if torch.is_autocast_enabled(tangents.device.type) else constant.to(tangents.dtype)
 
 
 @dataclass(frozen=True)

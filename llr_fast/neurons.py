@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr_fast import certify, norms
+from llr_fast import bounds, certify, norms
+from llr_fast.bounds import Probe
 from llr_fast.checks import check_choice, check_direction
 from llr_fast.directions import Directions
 from llr_fast.frozen import freeze
 from llr_fast.linearize import Layer
+from llr_fast.modes import as_written
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Neurons:
     norm: Tensor
 
 
+@as_written
 def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
     """Exact l_q norms of the gradients of all hidden neurons with respect to x.
 
@@ -39,8 +42,7 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
         q: 1, 2 or inf.
 
     Returns:
-        One `Neurons` for each call of a piecewise-linear function, in forward order; distances in float64, norms in
-        the model's dtype.
+        One `Neurons` for each call of a piecewise-linear function, in forward order, in float64.
 
     Raises:
         As `margin`.
@@ -49,16 +51,20 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
         >>> import torch, llr_fast
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
         >>> (layer,) = llr_fast.gradient_norms(model, torch.zeros(1, 2))
-        >>> torch.allclose(layer.norm, model[0].weight.norm(dim=1))
+        >>> torch.allclose(layer.norm, model[0].weight.double().norm(dim=1))
         True
     """
     check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
     frozen = freeze(model, x, torch.float64)
-    measured = frozen.gradient_norms(q, frozen.chain() if q == 2 else None)
+    if not frozen.layers:
+        return []
+    probe = Probe.random(frozen, q, torch.Generator(x.device).manual_seed(0))
+    measured = bounds.exact_norms(frozen, probe, q, frozen.chain() if q == 2 else None)
     return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(frozen.layers, measured, strict=True)]
 
 
+@as_written
 def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
     """The linear piece that every hidden neuron is on.
 
@@ -83,6 +89,7 @@ def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([_pieces(certify.values(model, part, torch.float64), part) for part in parts])
 
 
+@as_written
 def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """How far each sample can move along a direction before the network's linear piece changes (Prop. 4).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 NORMS = (1, 2, math.inf)
@@ -25,8 +26,12 @@ def from_statistic(statistic: Tensor, q: float) -> Tensor:
 
 
 def norm(gradient: Tensor, q: float) -> Tensor:
-    """l_q norm of each sample of [B, ...]."""
+    """l_q norm of each sample of [B, ...]; squares neither overflow nor underflow."""
     flat = gradient.flatten(1)
     if q == 1:
         return flat.abs().sum(1)
-    return flat.abs().amax(1) if q == math.inf else flat.square().sum(1).sqrt()
+    largest = flat.abs().amax(1)
+    if q == math.inf:
+        return largest
+    unit = flat / largest.clamp_min(torch.finfo(flat.dtype).tiny)[:, None]
+    return largest * unit.square().sum(1).sqrt()

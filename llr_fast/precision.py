@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import backends
 
+from llr_fast.process import Held
+
 # Modules whose attributes have no types.
 _cudnn: Any = backends.cudnn
 _mkldnn: Any = backends.mkldnn
@@ -16,11 +18,7 @@ _SETTINGS = (backends.cuda.matmul, _cudnn.conv, _mkldnn.matmul, _mkldnn.conv)
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Turns off what multiplies float32 numbers in fewer bits: TF32, cuDNN's default for convolutions, and bfloat16.
-
-    The settings are the process's; they are as before when the block ends.
-    """
+def _full_precision() -> Iterator[None]:
     before, legacy = [setting.fp32_precision for setting in _SETTINGS], _legacy()
     try:
         # The older names set the newer ones along; the other way round torch refuses to work with the mixture.
@@ -43,3 +41,7 @@ def _legacy() -> tuple[str, bool] | None:
         return torch.get_float32_matmul_precision(), _cudnn.allow_tf32
     except RuntimeError:
         return None
+
+
+# Turns off what multiplies float32 numbers in fewer bits: TF32, cuDNN's default for convolutions, and bfloat16.
+full_precision = Held(_full_precision)

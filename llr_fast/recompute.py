@@ -53,10 +53,14 @@ class _RecomputedSum(torch.autograd.Function):
         def of_part(start: int) -> Sequence[Tensor]:
             with ctx.modes.entered():
                 tensors = ctx.part(start)
+            # Not every tensor depends on the leaves: norms in front of the first trained layer do not.
+            differentiable = [pair for pair in zip(tensors, gradients, strict=True) if pair[0].requires_grad]
+            if not differentiable:
+                return [torch.zeros_like(leaf) for leaf in ctx.saved_tensors]
             return torch.autograd.grad(
-                tensors,
+                [tensor for tensor, _ in differentiable],
                 ctx.saved_tensors,
-                gradients,
+                [gradient for _, gradient in differentiable],
                 retain_graph=True,  # parts may have a part of their graphs in common
                 create_graph=torch.is_grad_enabled(),
                 allow_unused=True,

@@ -17,6 +17,7 @@ from llr_fast.batches import stream
 from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
 from llr_fast.ranks import gathered
+from llr_fast.samples import Samples
 
 _PROBES = 2  # directions along which Jacobians are compared, and numbers that are kept of what is found along them
 _RESOLUTION = 1e-9  # of relative differences of Jacobians; rounding in float64 stays below 1e-12
@@ -113,19 +114,19 @@ class _Observed(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.outputs: list[LinearizedTensor] = []
+        self.outputs: list[tuple[Any, Samples]] = []  # linearizations
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
-        self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, LinearizedTensor)]
+        linearized = [leaf for leaf in tree_leaves(output) if isinstance(leaf, LinearizedTensor)]
+        self.outputs += [(leaf.linearization, leaf.samples) for leaf in linearized]
         return output
 
     def derivatives(self, x: Tensor) -> Tensor:
         """[B, K, L]: those of all outputs at x [B, ...] along the K directions."""
         none = torch.empty(_PROBES, x.size(0), 0, dtype=torch.float64, device=x.device)
         one = torch.ones((), dtype=torch.float64, device=x.device)
-        tangents = (output.linearization.activate(one, None)[1] for output in self.outputs)
-        rows = (output.samples.rows(t, lead=1) for output, t in zip(self.outputs, tangents))
+        rows = (samples.rows(output.activate(one, None)[1], lead=1) for output, samples in self.outputs)
         return torch.cat([none, *rows], 2).transpose(0, 1)
 
 

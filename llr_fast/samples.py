@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -54,6 +55,25 @@ class Samples:
             if inner and distance % below == 0 and size % (inner * self.count) == 0:
                 return replace(self, dim=dim, inner=inner)
         raise MixedSamplesError(f"{function} from {tuple(old)} to {tuple(new)} splits the axis that holds the samples")
+
+    def owners(self, tensor: Tensor) -> Tensor:
+        """Of the shape of `tensor`: the number of the sample that each entry belongs to."""
+        along = torch.arange(tensor.size(self.dim), device=tensor.device) // self.inner % self.count
+        return along.view(-1, *[1] * (tensor.dim() - self.dim - 1)).expand(tensor.shape)
+
+    def located(self, owners: Tensor, function: str) -> Samples:
+        """The axis along which the samples lie where entries belong to `owners`."""
+        for dim in range(owners.dim()):
+            if owners.size(dim) > 1 and (owners.stride(dim) == 0 or (owners == owners.narrow(dim, 0, 1)).all()):
+                owners = owners.narrow(dim, 0, 1)
+        varying = [dim for dim, size in enumerate(owners.shape) if size > 1]
+        if len(varying) == 1:
+            along = owners.flatten()
+            inner = int((along != along[0]).nonzero()[0])
+            found = replace(self, dim=varying[0], inner=inner)
+            if len(along) % (self.count * inner) == 0 and torch.equal(along, found.owners(owners).flatten()):
+                return found
+        raise MixedSamplesError(f"{function} drops, selects or mixes samples along the batch axis")
 
     def probed(self, old: Sequence[int], new: Sequence[int], grown: Sequence[int], function: str) -> Samples:
         """The axis that grew to `grown` when the input's axis of samples was made twice as long."""

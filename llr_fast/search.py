@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr_fast import norms, sketch
+from llr_fast import norms
+from llr_fast.bounds import Probe
 from llr_fast.frozen import Backward, Frozen, freeze
 from llr_fast.ops import smallest_bounds
 
-DIRECTIONS = 18  # of the sketch: fewer cost more back-propagations than they save, for all p
 CANDIDATES = 64  # neurons that are sorted at a time
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
+Computed = list[tuple[Tensor, Tensor, Tensor, Tensor]]  # rows, layer, neuron and norm of what was back-propagated
+_COARSE = 1e-3  # relative error, far more than there is, of coarse norms that are not mostly rounding
 
 
 @dataclass
@@ -27,22 +29,28 @@ class Nearest:
     gradient: Tensor
 
 
-def sketched_bounds(
-    frozen: Frozen, q: float, failure_probability: float, generator: torch.Generator | None
-) -> list[Tensor]:
-    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample."""
-    statistics = sketch.statistics(frozen, q, DIRECTIONS, generator)
-    distances = [layer.distance for layer in frozen.layers]
-    return sketch.joint_bounds(statistics, distances, q, DIRECTIONS, failure_probability)
+def nearest(model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe, q: float) -> Nearest:
+    """The neuron that bounds the region, given upper bounds of all norms; everything returned is of float64.
+
+    The coarse pass, where there is one, finds candidates and tightens their bounds; what is left below the best of them
+    is decided in float64.
+    """
+    if probe.coarse is not None:
+        bounds = _tightened(bounds, _verify(model, frozen, bounds, probe.coarse, q)[1], probe)
+    found = _verify(model, frozen, bounds, probe.fine, q)[0]
+    if not found.gradient.isfinite().all():
+        raise ValueError("model: expected gradients within the range of float64, got NaN or infinite ones")
+    return found
 
 
-def verify(model: nn.Module, frozen: Frozen, bounds: list[Tensor], q: float, dtype: torch.dtype) -> Nearest:
-    """Exact ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
+def _verify(
+    model: nn.Module, frozen: Frozen, bounds: list[Tensor], backward: Backward, q: float
+) -> tuple[Nearest, Computed]:
+    """Ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
     In each pass every undecided sample back-propagates its own next neuron.
     """
-    x, backward = frozen.x, Backward(frozen)
-    distances = [layer.distance for layer in frozen.layers]
+    x, distances, computed = frozen.x, frozen.distances, []
     best = _nothing(x.to(backward.direction.dtype), distances[0])
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
@@ -50,15 +58,33 @@ def verify(model: nn.Module, frozen: Frozen, bounds: list[Tensor], q: float, dty
         for lower, at_layer, at_neuron in zip(bound, layer, neuron, strict=True):
             undecided = (lower < best.value).nonzero().squeeze(1)
             if not undecided.numel():
-                return best
+                return best, computed
             if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
-                rows, backward = undecided, Backward(freeze(model, x[undecided], dtype))
+                part = freeze(model, x[undecided], distances[0].dtype, compared=False)
+                rows, backward = undecided, Backward(part, backward.direction[0, _places(rows, undecided)].detach())
             gradient = backward.gradient(at_layer[rows], at_neuron[rows])
-            norm = norms.norm(gradient, q).to(best.value.dtype)
-            ratio = entries(distances, at_layer, at_neuron)[rows] / norm
+            norm = norms.norm(gradient, q)
+            ratio = entries(distances, at_layer, at_neuron)[rows] / norm.to(best.value.dtype)
             found = Nearest(ratio.masked_fill(norm == 0, math.inf), at_layer[rows], at_neuron[rows], gradient)
             _keep_smaller(best, rows, found)
+            computed.append((rows, found.layer, found.neuron, norm))
         bounds = [_without(bound, layer == index, neuron) for index, bound in enumerate(bounds)]
+
+
+def _places(rows: Tensor, part: Tensor) -> Tensor:
+    """Where the rising numbers `part` are among the rising numbers `rows`."""
+    return torch.searchsorted(rows, part)
+
+
+def _tightened(bounds: list[Tensor], computed: Computed, probe: Probe) -> list[Tensor]:
+    """The bounds [B, n], with those of neurons whose coarse norms were computed as these, and their rounding, allow."""
+    rounding = torch.stack(probe.rounding(bounds, torch.float32), 1)
+    for rows, layer, neuron, norm in computed:
+        bound = (norm.double() * (1 + _COARSE) + rounding[rows, layer]).nan_to_num(nan=math.inf)
+        for index in layer.unique().tolist():
+            here = layer == index
+            bounds[index][rows[here], neuron[here]] = bound[here]
+    return bounds
 
 
 def entries(parts: list[Tensor], layer: Tensor, neuron: Tensor) -> Tensor:

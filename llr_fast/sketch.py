@@ -28,17 +28,35 @@ def statistic_for(q: float) -> str:
 
 
 def draw(q: float, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Random directions of `shape`, in the dtype and on the device of `like`."""
-    directions = torch.empty(*shape, dtype=like.dtype, device=like.device)
-    return directions.cauchy_(generator=generator) if q == 1 else directions.normal_(generator=generator)
+    """Random directions of `shape`, in the dtype and on the device of `like`; no entry is 0, which would say nothing."""
+    directions = _drawn(q, torch.empty(*shape, dtype=like.dtype, device=like.device), generator)
+    while (none := directions == 0).any():
+        again = torch.empty(int(none.sum()), dtype=like.dtype, device=like.device)
+        directions[none] = _drawn(q, again, generator)
+    return directions
 
 
-def statistics(frozen: Frozen, q: float, directions: int, generator: torch.Generator | None) -> list[Tensor]:
-    """For each layer the statistic [B, n] over random directions that the samples share."""
+def _drawn(q: float, into: Tensor, generator: torch.Generator | None) -> Tensor:
+    return into.cauchy_(generator=generator) if q == 1 else into.normal_(generator=generator)
+
+
+def statistics(
+    frozen: Frozen,
+    q: float,
+    directions: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 1,
+) -> list[Tensor]:
+    """For each layer the statistic [B, n] over random directions, `scale` times as long, that the samples share."""
     x = frozen.x
-    like = torch.empty(0, dtype=frozen.tape.dtype, device=x.device)
-    drawn = draw(q, (directions, 1, *x.shape[1:]), like, generator).expand(-1, *x.shape)
-    return frozen.statistics(frozen.chunks(drawn), statistic_for(q))
+    drawn = scale * draw(q, (directions, 1, *x.shape[1:]), torch.empty(0, dtype=dtype, device=x.device), generator)
+    return frozen.statistics(frozen.chunks(drawn.expand(-1, *x.shape)), statistic_for(q))
+
+
+def term(tangents: Tensor, q: float) -> Tensor:
+    """What one direction adds to the statistic."""
+    return tangents.abs().log() if q == 1 else tangents.square()
 
 
 def upper_bound(statistic: Tensor, q: float, directions: int, failure_probability: float) -> Tensor:

@@ -25,9 +25,10 @@ class Operation:
 
 @dataclass
 class Tape:
-    """The operations of one evaluation, to be done to any linearization of the tangents' `dtype`.
+    """The operations of one evaluation, to be done to any linearization; what is derived for it is of `dtype`.
 
-    The evaluation begins with `Noted(tape)` in place of a linearization. With `device` each operation is done in the
+    Constants of the network are copies, which nobody else can change (`Evaluation.owned`). The evaluation begins with
+    `Noted(tape)` in place of a linearization. With `device` each operation is done in the
     modes for that type of device in which it was noted, else in those of the moment. Once `finished`, what checkpointed
     parts of the network compute again is not noted.
     """
@@ -85,6 +86,10 @@ class Noted:
     @property
     def dtype(self) -> torch.dtype:
         return self.tape.dtype
+
+    @property
+    def keeps(self) -> bool:
+        return not self.tape.finished
 
     pointwise = _noting("pointwise")
     batched = _noting("batched")

@@ -39,7 +39,7 @@ def by_newer_names():
 def test_settings_are_full_inside_and_as_before_behind(defaults, allow):
     allow()
     before = current()
-    with pytest.raises(KeyError), full_precision():
+    with pytest.raises(KeyError), full_precision:
         assert not {"tf32", "bf16"} & set(current())
         assert torch.get_float32_matmul_precision() == "highest" and not backends.cudnn.allow_tf32
         raise KeyError

@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearize import LinearizedTensor, identity
+from llr_fast.modes import like
 from llr_fast.rules.table import refuse, rule
 from llr_fast.samples import MixedSamplesError, Samples
 
 
 def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]:
-    """The given constants once to meet values and once to meet linearizations."""
+    """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet."""
     keep = x.evaluation.constant
-    return [keep(t, x.value.dtype) for t in tensors], [keep(t, x.linearization.dtype) for t in tensors]
+    certificate = x.evaluation.certificate
+    kept = [t.detach() if certificate and isinstance(t, Tensor) else t for t in tensors]
+    return [keep(t, x.value.dtype) for t in tensors], kept
 
 
 def require_constant(function: Any, *tensors: Any) -> None:
@@ -92,7 +95,7 @@ def _mul(function: Any, input: Any, other: Any) -> LinearizedTensor:
     if isinstance(factor, LinearizedTensor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     (for_value,), (for_tangents,) = constants(x, factor)
-    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * for_tangents)
+    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * like(for_tangents, t))
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", inplace=True)
@@ -102,13 +105,14 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
     if rounding_mode is not None:
         raise refuse(x, function, "a rounded quotient is not piecewise linear")
     (for_value,), (for_tangents,) = constants(x, other)
-    return pointwise(x, torch.div(x.value, for_value), lambda t: t / for_tangents)
+    return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t))
 
 
 @rule("where")
 def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedTensor:
     if isinstance(condition, LinearizedTensor):
         raise refuse(condition, function, "a condition that depends on the network's input hides a kink")
+    condition = condition.bool()  # torch takes bytes too, whose ~ is no negation
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
         return total(function, input, other, lambda s, t: torch.where(condition, s, t))
     if not isinstance(input, LinearizedTensor):
@@ -119,7 +123,7 @@ def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedT
 
 @rule("masked_fill", inplace=True)
 def _masked_fill(function: Any, x: Any, mask: Tensor, value: Any) -> LinearizedTensor:
-    return _where(torch.where, ~mask, x, value)
+    return _where(torch.where, mask.bool().logical_not(), x, value)
 
 
 @rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", inplace=True)
@@ -157,14 +161,16 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
     rank, contracted = x.value.dim(), x.value.dim() - (1 if x is a or x.value.dim() == 1 else 2)
     samples = x.samples.kept((contracted,), "matmul")
 
+    x_first = x is a
+
     def product(t: Tensor, by: Tensor) -> Tensor:
-        return torch.matmul(t, by) if x is a else torch.matmul(by, t)
+        return torch.matmul(t, by) if x_first else torch.matmul(by, t)
 
     value = product(x.value, for_value)
     # A vector takes an axis away from behind the batch axis; more axes of the constant are put in front.
     kept_rank = rank - (for_value.dim() == 1 and samples.dim < contracted)
     samples = samples if samples.count == 1 else samples.shifted(value.dim() - kept_rank)
-    return x.replaced(value, x.linearization.mapped(lambda t: product(t, for_tangents)), samples)
+    return x.replaced(value, x.linearization.mapped(lambda t: product(t, like(for_tangents, t))), samples)
 
 
 @rule("addmm", "addmv", "baddbmm")
@@ -190,7 +196,7 @@ def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
         return torch.einsum(f"{','.join(inputs)}->{output}", *terms)
 
     samples = Samples(x.samples.count, max(output.find(label), 0), x.samples.inner)
-    linearization = x.linearization.mapped(lambda t: product(t, for_tangents))
+    linearization = x.linearization.mapped(lambda t: product(t, [like(c, t) for c in for_tangents]))
     return x.replaced(product(x.value, for_value), linearization, samples)
 
 

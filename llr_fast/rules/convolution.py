@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearize import LinearizedTensor
+from llr_fast.modes import like
 from llr_fast.rules.affine import constants, require_constant
 from llr_fast.rules.table import function_name, refuse, rule
 
@@ -34,7 +35,7 @@ def _convolve(
     value = function(x.value, w, b, *args, **kwargs)
 
     def convolve(t: Tensor, weight: Tensor) -> Tensor:
-        return function(t, weight, None, *args, **kwargs)
+        return function(t, like(weight, t), None, *args, **kwargs)
 
     if "transpose" in function_name(function):  # its weight has the output channels elsewhere
         return x.replaced(value, x.linearization.batched(lambda t: convolve(t, for_tangents)))
@@ -60,7 +61,7 @@ def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> 
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
 
 
-@rule("batch_norm")
+@rule("batch_norm", updates=True)
 def _batch_norm(
     function: Any,
     x: LinearizedTensor,

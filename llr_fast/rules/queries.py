@@ -40,9 +40,5 @@ def answer_by_declared_dtype(function: Any, *args: Any, **kwargs: Any) -> Any:
     for argument in (*args[1:], *kwargs.values()):
         if isinstance(argument, LinearizedTensor):
             raise refuse(argument, function, "a constant made of its numbers would hide how it depends on the input")
-
-    def stand_in(x: LinearizedTensor) -> Any:
-        return x.value.new_empty(1, dtype=x.evaluation.declared or x.value.dtype).expand(x.value.shape)
-
-    args, kwargs = tree_map_only(LinearizedTensor, stand_in, (args, kwargs))
+    args, kwargs = tree_map_only(LinearizedTensor, LinearizedTensor.stand_in, (args, kwargs))
     return function(*args, **kwargs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from llr_fast.linearize import LinearizedTensor, identity
 from llr_fast.rules.affine import pointwise
@@ -37,36 +39,26 @@ def _expand(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
 
 @rule(
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "T", "mT"),
-    *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal"),
-    *("index_select", "__getitem__", "take_along_dim"),
-    *("repeat", "tile", "repeat_interleave", "sum", "mean"),
+    *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean"),
 )
 def structural(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
-    """A linear function whose output entries are sums of input entries chosen by shapes and constants alone."""
-    if not isinstance(x, LinearizedTensor):
-        operand = next(a for a in (*args, *kwargs.values()) if isinstance(a, LinearizedTensor))
-        raise refuse(operand, function, "an index or argument depends on the network's input")
-    if kwargs.get("dtype") is not None:
-        raise refuse(x, function, "dtype= is not supported")
-    args = tuple(_without_masks(argument) for argument in args)
-    return _apply(function, lambda t, *rest: function(t, *rest, **kwargs), x, args)
+    """A linear function whose output entries are sums of input entries, by shapes alone."""
+    return _apply(function, _by_shapes, x, args, kwargs)
+
+
+@rule(
+    *("index_select", "__getitem__", "take_along_dim", "repeat", "tile", "repeat_interleave"),
+    *("flip", "fliplr", "flipud", "roll"),
+)
+def selection(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
+    """Each entry of the output is one of the input."""
+    return _apply(function, _by_entries, x, tuple(_without_masks(argument) for argument in args), kwargs)
 
 
 @rule("cumsum")
 def _cumsum(function: Any, x: LinearizedTensor, dim: int) -> LinearizedTensor:
     samples = x.samples.kept((dim % x.value.dim(),), "cumsum")
     return x.replaced(x.value.cumsum(dim), x.linearization.mapped(lambda t: t.cumsum(dim)), samples)
-
-
-@rule("flip", "fliplr", "flipud", "roll")
-def _reorder(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
-    if x.samples.count > 1:
-        positions = torch.arange(x.value.size(x.samples.dim), device=x.value.device)
-        positions = positions.view(-1, *[1] * (x.value.dim() - x.samples.dim - 1)).expand(x.value.shape)
-        if not torch.equal(function(positions, *args, **kwargs), positions):
-            raise MixedSamplesError(f"{function_name(function)} reorders the samples of the batch")
-    linearization = x.linearization.mapped(lambda t: function(t, *args, **kwargs))
-    return x.replaced(function(x.value, *args, **kwargs), linearization)
 
 
 @rule("pad")
@@ -89,14 +81,11 @@ def _cat(function: Any, tensors: Sequence[Any], dim: int = 0) -> LinearizedTenso
     if any(x.samples != first.samples for x in operands) or (along_samples and len(operands) < len(tensors)):
         first.samples.kept(range(first.value.dim()), "cat of tensors whose samples lie along different axes")
     values = [t.value if isinstance(t, LinearizedTensor) else constant(t, first.value.dtype) for t in tensors]
+    sizes = [None if isinstance(t, LinearizedTensor) else t.shape for t in tensors]
 
     def join(*parts: Tensor) -> Tensor:
         rest = iter(parts)
-        whole = [
-            next(rest) if isinstance(t, LinearizedTensor) else torch.zeros_like(t, dtype=parts[0].dtype)
-            for t in tensors
-        ]
-        return torch.cat(whole, dim)
+        return torch.cat([next(rest) if size is None else parts[0].new_zeros(size) for size in sizes], dim)
 
     linearization = first.linearization.mapped(join, *[x.linearization for x in operands[1:]])
     return first.replaced(torch.cat(values, dim), linearization)
@@ -116,11 +105,12 @@ def _stack_rows(function: Any, tensors: Sequence[Any]) -> LinearizedTensor:
 @rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda")
 def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A certificate is one of the function itself: its values keep their precision, and rounding is refused."""
-    like = [a.value if isinstance(a, LinearizedTensor) else a for a in args]
+    stand_in = functools.partial(tree_map_only, LinearizedTensor, LinearizedTensor.stand_in)
+    args, kwargs = stand_in((args, kwargs))
     if not isinstance(x, LinearizedTensor):
-        return function(x, *like, **kwargs)
+        return function(x, *args, **kwargs)
     declared = x.evaluation.declared
-    target = function(x.value.new_empty(0, dtype=declared or x.value.dtype), *like, **kwargs)
+    target = function(x.stand_in().new_empty(0), *args, **kwargs)
     if not target.is_floating_point() or (declared and target.dtype.itemsize < declared.itemsize):
         raise refuse(x, function, f"a cast to {target.dtype} rounds, which is not piecewise linear")
     if declared:
@@ -128,23 +118,33 @@ def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return pointwise(x, x.value.to(target), lambda t: t.to(target))
 
 
-def _apply(function: Any, run: Callable[..., Any], x: LinearizedTensor, args: tuple[Any, ...]) -> Any:
+Follow = Callable[[Callable[..., Any], LinearizedTensor, tuple[Any, ...], list[Any], str], list[Samples]]
+
+
+def _apply(function: Any, follow: Follow, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A linear function of one tensor; `follow` finds where the samples of each output lie."""
+    if not isinstance(x, LinearizedTensor):
+        operand = next(a for a in (*args, *kwargs.values()) if isinstance(a, LinearizedTensor))
+        raise refuse(operand, function, "an index or argument depends on the network's input")
+    if kwargs.get("dtype") is not None:
+        raise refuse(x, function, "dtype= is not supported")
+
+    def run(t: Tensor, *rest: Any) -> Any:
+        return function(t, *rest, **kwargs)
+
     value = run(x.value, *args)
     linearization = x.linearization.mapped(lambda t: run(t, *args))
-    name = function_name(function)
+    parts = [value] if isinstance(value, Tensor) else value
+    samples = [x.samples] * len(parts) if x.samples.count == 1 else follow(run, x, args, parts, function_name(function))
     if isinstance(value, Tensor):
-        (samples,) = _followed(run, x, args, [value.shape], name)
-        return x.replaced(value, linearization, samples)
-    followed = _followed(run, x, args, [v.shape for v in value], name)
-    return type(value)(x.replaced(v, linearization[i], s) for i, (v, s) in enumerate(zip(value, followed, strict=True)))
+        return x.replaced(value, linearization, samples[0])
+    return type(value)(x.replaced(v, linearization[i], s) for i, (v, s) in enumerate(zip(value, samples, strict=True)))
 
 
-def _followed(
-    run: Callable[..., Any], x: LinearizedTensor, args: tuple[Any, ...], new: list[Any], name: str
+def _by_shapes(
+    run: Callable[..., Any], x: LinearizedTensor, args: tuple[Any, ...], parts: list[Tensor], name: str
 ) -> list[Samples]:
     """The batch axis of each output: the one that grows when that of the input does; computes shapes alone."""
-    if x.samples.count == 1:
-        return [x.samples] * len(new)
     old = x.value.shape
     doubled = [size * 2 if dim == x.samples.dim else size for dim, size in enumerate(old)]
     try:
@@ -152,9 +152,18 @@ def _followed(
     except (RuntimeError, IndexError):
         raise MixedSamplesError(f"{name} depends on the number of samples") from None
     shapes = [grown.shape] if isinstance(grown, Tensor) else [t.shape for t in grown]
-    if len(shapes) != len(new):
+    if len(shapes) != len(parts):
         raise MixedSamplesError(f"{name} takes the samples of the batch apart")
-    return [x.samples.probed(old, here, larger, name) for here, larger in zip(new, shapes, strict=True)]
+    return [x.samples.probed(old, part.shape, larger, name) for part, larger in zip(parts, shapes, strict=True)]
+
+
+def _by_entries(
+    run: Callable[..., Any], x: LinearizedTensor, args: tuple[Any, ...], parts: list[Tensor], name: str
+) -> list[Samples]:
+    """The batch axis of each output, found by doing the same to the numbers of the samples."""
+    owners = run(x.samples.owners(x.value), *args)
+    owners = [owners] if isinstance(owners, Tensor) else owners
+    return [x.samples.located(owner, name) for owner in owners]
 
 
 def _on_meta(argument: Any) -> Any:
@@ -164,12 +173,12 @@ def _on_meta(argument: Any) -> Any:
 
 
 def _without_masks(argument: Any) -> Any:
-    """Boolean masks as index tensors, whose number of entries is known to shape computations."""
-    if isinstance(argument, Tensor) and argument.dtype == torch.bool:
+    """Masks as index tensors, whose number of entries is known to shape computations; torch also takes bytes."""
+    if isinstance(argument, Tensor) and argument.dtype in (torch.bool, torch.uint8):
         indices = argument.nonzero(as_tuple=True)
         return indices[0] if len(indices) == 1 else indices
-    if _sequence(argument):
-        return type(argument)(_without_masks(a) for a in argument)
+    if isinstance(argument, tuple):
+        return tuple(_without_masks(a) for a in argument)
     return argument
 
 

@@ -23,13 +23,15 @@ class Rule:
     """`run(function, *args, **kwargs)` computes the call `function(*args, **kwargs)`, always out of place.
 
     `inplace` says whether the function writes its result to its first argument: always, never, or, where its
-    signature has that parameter, by the argument at position `inplace_position`.
+    signature has that parameter, by the argument at position `inplace_position`. A rule that `updates` arguments of its
+    own, such as running statistics, is given them and not copies, and keeps none of them.
     """
 
     run: Callable[..., Any]
     inplace: bool = False
     inplace_position: int | None = None
     query: bool = False
+    updates: bool = False
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self.inplace_position is not None:
@@ -41,7 +43,7 @@ class Rule:
 TABLE: dict[Any, Rule] = {}
 
 
-def rule(*names: str, query: bool = False, inplace: bool = False) -> Callable[[R], R]:
+def rule(*names: str, query: bool = False, inplace: bool = False, updates: bool = False) -> Callable[[R], R]:
     """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional.
 
     With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too.
@@ -50,7 +52,8 @@ def rule(*names: str, query: bool = False, inplace: bool = False) -> Callable[[R
     def register(run: R) -> R:
         for name in names:
             for function in _functions(name):
-                TABLE[function] = Rule(run, inplace_position=_inplace_position(function), query=query)
+                position = _inplace_position(function)
+                TABLE[function] = Rule(run, inplace_position=position, query=query, updates=updates)
             for function in _functions(_inplace_name(name)) if inplace else ():
                 TABLE[function] = Rule(run, inplace=True)
         return run
@@ -70,23 +73,28 @@ def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         )
     if not args and "input" in kwargs and "condition" not in kwargs:
         args = (kwargs.pop("input"),)
+    if "axis" in kwargs:  # numpy's name, which torch takes too
+        kwargs["dim"] = kwargs.pop("axis")
     if found.query:
         return found.run(function, *args, **kwargs)
     for operand in operands:
-        operand.check_current(name)
+        operand.check_current(name, owner)
     if kwargs.pop("out", None) is not None:
         raise NotPiecewiseLinearError(f"{name} in module {owner.module_path()!r}: out= is not supported")
+    target = args[0] if args and found.writes(args, kwargs) else None
     try:
         with owner.grad_mode():
+            if operands[0].linearization.keeps and not found.updates:
+                args, kwargs = owner.owned(args), owner.owned(kwargs)
             result = found.run(function, *args, **kwargs)
     except MixedSamplesError as error:
         raise MixedSamplesError(f"{error} (in module {owner.module_path()!r})") from None
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(operand.shape)) for operand in operands)
         raise ValueError(
             f"{name} in module {owner.module_path()!r} failed on input of shape {shapes}: {error}"
         ) from error
-    return _write(name, args[0], result) if found.writes(args, kwargs) else result
+    return result if target is None else _write(name, target, result)
 
 
 def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearError:

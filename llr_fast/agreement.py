@@ -1,0 +1,78 @@
+"""Whether a model, as it is, computes what its linearized evaluation found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from llr_fast.linearize import Evaluation, linearize
+from llr_fast.process import uncompiled
+from llr_fast.tape import values_alone
+
+_UNITS = 32  # of rounding, of the largest output: outputs mostly differ by less
+_SPREAD = 16  # times what evaluations in two precisions differ by: rounding of the coarser one, however much cancels
+
+
+@torch.no_grad()
+def plain_output(model: nn.Module, x: Tensor) -> Any:
+    """What the model as it is computes at x [B, ...]."""
+    with uncompiled:
+        return model(x.clone())  # it may write to it
+
+
+@torch.no_grad()
+def check(model: nn.Module, x: Tensor, output: Any, plain_output: Any) -> None:
+    """Raises ValueError where the `output` of an evaluation at x [B, ...] is not the plain model's up to rounding.
+
+    It is not where the model asks for the type of its input or keeps a state from call to call, or where a rule is
+    wrong. How large rounding gets, where it is not small, is measured by evaluations in float32: by two, which have to
+    agree, because a state would look like rounding.
+    """
+    found, plain = list(tensors(output)), list(tensors(plain_output))
+    shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
+    if shapes != expected:
+        raise _refusal(f"outputs of shapes {shapes} instead of {expected}")
+    unit = torch.finfo(x.dtype).eps
+    if all(_difference(a, b) <= _UNITS * unit * _largest(a) for a, b in zip(found, plain, strict=True)):
+        return
+    coarse = torch.finfo(torch.float32).eps
+    for a, b, c, again in zip(found, plain, _coarse(model, x), _coarse(model, x), strict=True):
+        a, b, c, again = (t.double().where(c.isfinite() | (a == b), 0) for t in (a, b, c, again))  # overflow
+        rounding = _SPREAD * unit / coarse * _difference(a, c) + _UNITS * unit * _largest(a)
+        if not (_difference(a, b) <= rounding and _difference(c, again) <= _UNITS * coarse * _largest(c)):
+            raise _refusal(f"a difference of {_difference(a, b):.3g} where the largest output is {_largest(a):.3g}")
+
+
+def _coarse(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output of an evaluation in float32."""
+    evaluation = Evaluation(model, certificate=True, declared=x.dtype)
+    return list(tensors(linearize(model, x.float(), values_alone(), evaluation)[0]))
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a model's output, also those that an object of its own has as attributes."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            if leaf.is_floating_point():
+                yield leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            yield from tensors(vars(leaf))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).where(a != b, 0).abs().max()) if a.numel() else 0.0
+
+
+def _largest(a: Tensor) -> float:
+    return float(a.where(a.isfinite(), 0).abs().max()) if a.numel() else 0.0
+
+
+def _refusal(got: str) -> ValueError:
+    return ValueError(
+        f"model: expected the plain model's output from its evaluation on a tensor that carries derivatives, got {got}; "
+        "a model that keeps a state from call to call, or asks for the type of its input, is no function to certify"
+    )

@@ -1,0 +1,140 @@
+"""Gradient norms of all neurons, or upper bounds of them: they decide the few gradients that have to be computed.
+
+Bounds are found in the model's precision where that pays, with what its rounding can amount to added: a coarse number
+may propose a neuron, but never drop one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from llr_fast import sketch
+from llr_fast.frozen import Backward, Frozen
+from llr_fast.gram import Gram
+
+FEW = 2**16  # neurons of all samples up to which float64 costs no more than going over things twice
+DIRECTIONS = {
+    1: 20,
+    2: 16,
+    math.inf: 28,
+}  # of the sketch for each q, the probe's included: fewer cost more than they save
+_ERRORS = 64  # times the largest error of a layer along one direction
+_FLOOR = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # error of a bound, as part of the largest one up to there
+_RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-140, 1e150)}  # of numbers whose squares are numbers
+_SCALES = (1.0, 2.0**460, 2.0**-460)  # of directions, to bring numbers of float64 into that range
+_CANCELLED = 1e-4  # relative rounding from which on norms are computed another way
+
+Measure = Callable[[torch.dtype, float], list[Tensor]]
+
+
+@dataclass
+class Probe:
+    """The network's derivatives along one random direction: in float64, and in the coarse dtype where that serves."""
+
+    fine: Backward
+    coarse: Backward | None
+
+    @staticmethod
+    def random(frozen: Frozen, q: float, generator: torch.Generator | None) -> Probe:
+        few = sum(layer.z.numel() for layer in frozen.layers) <= FEW
+        like = torch.empty(0, dtype=frozen.coarse, device=frozen.x.device)
+        direction = sketch.draw(q, frozen.x.shape, like, generator)
+        coarse = None if few or frozen.coarse == torch.float64 else Backward(frozen, direction)
+        return Probe(Backward(frozen, direction.double()), coarse)
+
+    @property
+    def moved(self) -> list[Tensor]:
+        """For each layer the neurons [B, n] that the direction moves; the gradient of others is zero."""
+        return [tangents != 0 for tangents in self.fine.tangents]
+
+    def attempts(self) -> Iterator[tuple[torch.dtype, float]]:
+        """Precisions and scales to measure in, in turn."""
+        if self.coarse is not None and all(tangents.isfinite().all() for tangents in self.coarse.tangents):
+            yield torch.float32, 1.0
+        yield from ((torch.float64, scale) for scale in _SCALES)
+
+    def rounding(self, bounds: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """For each layer what rounding can have taken from its bounds, [B], where they were computed in `dtype`.
+
+        The error along the probe's direction is known; what it misses by chance is small beside the largest bound.
+        """
+        rounding, largest = [], bounds[0].new_zeros(len(bounds[0]))
+        for bound, seen in zip(bounds, self.errors, strict=True):
+            largest = torch.maximum(largest, bound.where(bound.isfinite(), 0).amax(1))
+            rounding.append(_FLOOR[dtype] * largest.double() + (_ERRORS * seen if dtype == torch.float32 else 0))
+        return rounding
+
+    @cached_property
+    def errors(self) -> list[Tensor]:
+        """For each layer the largest error of the coarse tangents, [B]; zero where there are none."""
+        exact = self.fine.tangents
+        coarse = exact if self.coarse is None else self.coarse.tangents
+        return [(a - b).abs().amax(1).detach() for a, b in zip(coarse, exact, strict=True)]
+
+
+def by_search(
+    frozen: Frozen, probe: Probe, q: float, failure_probability: float, generator: torch.Generator | None
+) -> list[Tensor]:
+    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample."""
+    distances = frozen.distances
+
+    def measure(dtype: torch.dtype, scale: float) -> list[Tensor]:
+        drawn = sketch.statistics(frozen, q, DIRECTIONS[q] - 1, generator, dtype, scale)
+        statistics = [s + sketch.term(scale * t, q).to(dtype) for s, t in zip(drawn, probe.fine.tangents, strict=True)]
+        return sketch.joint_bounds(statistics, distances, q, DIRECTIONS[q], failure_probability)
+
+    bounds = in_range(measure, probe, enlarged=True)
+    if q != 1:  # a normal number beyond 8 deviations shows that rounding has made a bound too small
+        bounds = [b.where(t.abs() <= 8 * b, torch.inf) for b, t in zip(bounds, probe.fine.tangents, strict=True)]
+    return bounds
+
+
+def by_gram(gram: Gram, probe: Probe) -> list[Tensor]:
+    """For each layer the l2 norms [B, n] in a chain of dense layers, a little enlarged."""
+    return in_range(lambda dtype, scale: gram.norms(dtype, scale)[1], probe, enlarged=True)
+
+
+def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> list[Tensor]:
+    """For each layer the norms [B, n] in float64: from Gram matrices where given, else from all axes."""
+    fine = Probe(probe.fine, None)
+    if gram is not None:
+        norms, bounds = gram.norms(torch.float64, 1.0)
+        sharp = (b - n <= _CANCELLED * n for n, b in zip(norms, bounds, strict=True))
+        if all((good | ~moved).all() for good, moved in zip(sharp, probe.moved, strict=True)):
+            return in_range(lambda *_: norms, fine)
+    return in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
+
+
+def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Tensor]:
+    """What `measure` finds for each layer, [B, n], in the first precision and scale in which it has a square.
+
+    It is zero where the probe shows that the gradient is, and infinite where there is no such precision. `enlarged`
+    adds what rounding can have taken.
+    """
+    moved = probe.moved
+    found = [torch.full_like(tangents, torch.inf) for tangents in probe.fine.tangents]
+    pending = set(range(len(found)))
+    for dtype, scale in probe.attempts():
+        measured = measure(dtype, scale)
+        usable = {i for i in pending if _has_square(measured[i], moved[i], *_RANGE[dtype])}
+        if dtype != torch.float64 and usable != pending:
+            continue
+        rounding = probe.rounding(measured, dtype) if enlarged else [measured[0].new_zeros(())] * len(found)
+        for i in usable:
+            found[i] = (measured[i].double() + rounding[i].unsqueeze(-1)) / scale
+        pending -= usable
+        if not pending:
+            break
+    return [bound.where(moves, 0) for bound, moves in zip(found, moved, strict=True)]
+
+
+def _has_square(measured: Tensor, moved: Tensor, low: float, high: float) -> bool:
+    """Whether in every sample the largest number of the neurons [B, n] that move lies within the range."""
+    largest = measured.where(moved, 0).amax(1)
+    return bool((((largest > low) & (largest < high)) | ~moved.any(1)).all())

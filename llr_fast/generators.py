@@ -1,0 +1,70 @@
+"""Whether a model draws random numbers: a certificate is of a function."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llr_fast.linearize import Evaluation
+from llr_fast.process import uncompiled
+
+States = tuple[Tensor, Tensor | None, object, bytes]
+
+
+def states(device: torch.device) -> States:
+    """Of torch's generators for the CPU and the device, of Python's and of numpy's."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda, *_others()
+
+
+def check(model: nn.Module, x: Tensor, before: States) -> None:
+    """Raises ValueError, naming the module, where the model at x moves a generator from the states `before`.
+
+    They may also have moved because other threads draw numbers, so the model has to be seen drawing them.
+    """
+    if _same(before, states(x.device)):
+        return
+    watch = _Watch(Evaluation(model))
+    with uncompiled, torch.no_grad(), watch:
+        model(x.clone())
+    watch.look_at_others()
+    if watch.found is not None:
+        raise ValueError(
+            f"model: expected a function of x alone, got random numbers drawn in module {watch.found!r}; "
+            "certificates need it switched off, mostly by model.eval()"
+        )
+
+
+class _Watch(TorchDispatchMode):
+    """Finds the first module of a model that draws random numbers in this thread."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
+        self.found: str | None = None
+        self._evaluation, self._others = evaluation, _others()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.found is None and torch.Tag.nondeterministic_seeded in func.tags:
+            self.found = self._evaluation.module_path()
+        self.look_at_others()
+        return func(*args, **(kwargs or {}))
+
+    def look_at_others(self) -> None:
+        """Python's and numpy's generators, whose numbers were drawn since the last torch operation."""
+        if self.found is None and _others() != self._others:
+            self.found = self._evaluation.module_path()
+
+
+def _others() -> tuple[object, bytes]:
+    _, keys, *position = np.random.get_state(legacy=True)
+    return random.getstate(), keys.tobytes() + repr(position).encode()
+
+
+def _same(a: States, b: States) -> bool:
+    cuda = a[1] is None or torch.equal(a[1], b[1])
+    return torch.equal(a[0], b[0]) and cuda and a[2:] == b[2:]
