@@ -247,13 +247,19 @@ class ZeroSum(Part):
 
 
 class Following(Part):
-    """A constant that follows x into a layer of its own."""
+    """A constant that follows x into a layer of its own, where it is rounded to the dtype of the model."""
+
+    fixed: Tensor | None = None
 
     def draw(self, draw, n):
         self.linear, self.embed, self.last = nn.Linear(n, 4), nn.Linear(3, 4), Activation(draw)
 
     def forward(self, x):
-        return self.last(self.linear(x) + self.embed(torch.linspace(0, 1, 3).type_as(x)))
+        return self.last(self.linear(x) + self.constant(x))
+
+    def constant(self, x):
+        here = self.embed(torch.linspace(0, 1, 3).type_as(x))
+        return here if self.fixed is None else self.fixed + here - here.detach()
 
 
 class Keeping(Part):

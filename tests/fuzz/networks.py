@@ -28,9 +28,11 @@ class Network:
     def twin(self) -> nn.Module:
         """The same function, in float64 and so that autograd can differentiate it."""
         twin = copy.deepcopy(self.model).double()
-        for module in twin.modules():
-            if isinstance(module, blocks.ChangedGain):
-                module.in_place = False
+        for part, original in zip(twin.modules(), self.model.modules()):
+            if isinstance(part, blocks.ChangedGain):
+                part.in_place = False
+            if isinstance(part, blocks.Following):
+                part.fixed = original.constant(self.x).detach().double()
         return twin
 
     @property
