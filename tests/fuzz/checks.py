@@ -280,8 +280,10 @@ def _spread(case: Case) -> float:
 def counts(case: Case) -> None:
     near = case.points[:1] + _spread(case) * case.random(10, *case.x.shape[1:])
     x = torch.cat([near.to(case.x.dtype), case.x])
-    x = x[x.flatten(1).isfinite().all(1)]
-    found = llr_fast.count_linear_regions(case.model, [x[:7], x[7:]], progress=False)
+    x = x[x.isfinite().flatten(1).all(1)]
+    if len(x) < 2:
+        return
+    found = llr_fast.count_linear_regions(case.model, [x[:1], x[1:]], progress=False)
     states = {tuple(case.states(point).tolist()) for point in x.double()}
     jacobians = torch.stack([_jacobian(case, point) for point in x.double()])
     distance = torch.cdist(jacobians, jacobians)
