@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from llr_fast.linearize import Evaluation, linearize
+from llr_fast.outputs import tensors_of
 from llr_fast.process import uncompiled
 from llr_fast.tape import values_alone
 
@@ -32,7 +31,7 @@ def check(model: nn.Module, x: Tensor, output: Any, plain_output: Any) -> None:
     wrong. How large rounding gets, where it is not small, is measured by evaluations in float32: by two, which have to
     agree, because a state would look like rounding.
     """
-    found, plain = list(tensors(output)), list(tensors(plain_output))
+    found, plain = _numbers(output), _numbers(plain_output)
     shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
     if shapes != expected:
         raise _refusal(f"outputs of shapes {shapes} instead of {expected}")
@@ -50,17 +49,11 @@ def check(model: nn.Module, x: Tensor, output: Any, plain_output: Any) -> None:
 def _coarse(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The output of an evaluation in float32."""
     evaluation = Evaluation(model, certificate=True, declared=x.dtype)
-    return list(tensors(linearize(model, x.float(), values_alone(), evaluation)[0]))
+    return _numbers(linearize(model, x.float(), values_alone(), evaluation)[0])
 
 
-def tensors(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors of a model's output, also those that an object of its own has as attributes."""
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            if leaf.is_floating_point():
-                yield leaf
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
-            yield from tensors(vars(leaf))
+def _numbers(output: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -73,6 +66,6 @@ def _largest(a: Tensor) -> float:
 
 def _refusal(got: str) -> ValueError:
     return ValueError(
-        f"model: expected the plain model's output from its evaluation on a tensor that carries derivatives, got {got}; "
-        "a model that keeps a state from call to call, or asks for the type of its input, is no function to certify"
+        f"model: expected the plain model's output from an evaluation on a tensor with derivatives, got {got}; a model "
+        "that keeps a state from call to call, or asks for the type of its input, is no function to certify"
     )

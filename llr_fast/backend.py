@@ -45,7 +45,7 @@ def selected() -> str:
     global _process_choice
     choice = _context_choice.get() or _process_choice
     if choice is None:
-        choice = _process_choice = _checked(os.environ.get("LLR_FAST_BACKEND") or "auto")
+        choice = _process_choice = _checked(os.environ.get("LLR_FAST_BACKEND") or "auto", "LLR_FAST_BACKEND")
     return choice
 
 
@@ -129,12 +129,12 @@ def _chosen(name: str) -> Iterator[None]:
         _context_choice.reset(token)
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, source: str = "backend") -> str:
     if name not in NAMES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
     reason = None if name == "auto" else _obstacle(name)
     if reason is not None:
-        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+        raise RuntimeError(f"{source} {name!r} cannot run: {reason}")
     return name
 
 

@@ -19,11 +19,11 @@ ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk 
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
 
 
-def check(model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
-    """Checks a certificate's model, input [B, ...] and value dtype."""
+def check(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "x") -> None:
+    """Checks a certificate's model, value dtype and input [B, ...], which its user knows as `name`."""
     check_model(model)
-    check_input(model, x)
-    check_finite("x", x)
+    check_input(model, x, name)
+    check_finite(name, x)
     check_value_dtype(dtype)
 
 

@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+import tempfile
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from llr_fast.linearize import LinearizedTensor
+
+T = TypeVar("T")
 
 
 def check_model(model: Any) -> None:
+    """`model` is a network as it was written: no loss around it, and nothing of it scripted, traced or exported."""
+    from llr_fast.loss import MarginLoss, ROLLLoss  # here: losses check their models
+
+    for holder in ("", ".module", "._orig_mod"):  # of data parallelism, of torch.compile
+        inner = getattr(model, holder[1:], None) if holder else model
+        if isinstance(inner, (MarginLoss, ROLLLoss)):
+            raise TypeError(f"model: expected the network, got a {type(inner).__name__} of it; pass loss{holder}.model")
+    if how := _compiled(model):
+        raise TypeError(f"model: expected a network that runs as Python, got one that was {how}; pass the eager model")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a torch.nn.Module, got {described(model)}")
+    for path, module in model.named_modules():
+        if how := _compiled(module):
+            raise TypeError(
+                f"model: expected a network that runs as Python, got one whose module {path!r} was {how}; "
+                "pass the eager model"
+            )
+
+
+def _compiled(model: Any) -> str | None:
+    """How its functions came to be out of sight, if they are."""
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        return "scripted or traced"
+    exported = getattr(sys.modules.get("torch.export"), "ExportedProgram", ())  # imported by whoever exports
+    graph = getattr(model, "graph", None)  # of torch.fx.symbolic_trace too, which calls the functions that it met
+    nodes = graph.nodes if isinstance(graph, fx.Graph) else ()
+    lowered = any(isinstance(node.target, OpOverload) for node in nodes)
+    return "exported" if lowered or isinstance(model, exported) else None
+
+
+def check_no_transform() -> None:
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    if interpreter is not None:
+        raise RuntimeError(
+            f"torch.func transforms, here {interpreter.key().name.lower()}, do not reach through the linearized "
+            "evaluation: call it outside of them, and differentiate a loss by loss.backward() or torch.autograd.grad"
+        )
 
 
 def check_not_distributed(model: nn.Module) -> None:
@@ -31,17 +76,25 @@ def check_not_distributed(model: nn.Module) -> None:
             )
 
 
-def check_input(model: nn.Module, x: Any) -> None:
+def check_input(model: nn.Module, x: Any, name: str = "x") -> None:
     """`x` is a batch [B, ...] of floating-point samples, B at least 1, on the model's device."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    check_no_transform()
+    check_tensor(name, x)
+    if isinstance(x, LinearizedTensor):
+        raise TypeError("model: expected a network, got one that calls a loss or certificate; pass loss.model")
     if not x.is_floating_point() or x.layout != torch.strided:
-        raise ValueError(f"x: expected a dense tensor of a floating-point dtype, got {x.dtype}, {x.layout}")
+        raise ValueError(f"{name}: expected a dense tensor of a floating-point dtype, got {x.dtype}, {x.layout}")
     if x.dim() < 2 or x.numel() == 0:
-        raise ValueError(f"x: expected shape [B, ...] with at least one sample and one input, got {tuple(x.shape)}")
+        shape = tuple(x.shape)
+        raise ValueError(f"{name}: expected shape [B, ...] with at least one sample and one input, got {shape}")
     device = next((p.device for p in model.parameters()), x.device)
     if device != x.device:
-        raise ValueError(f"x: expected a tensor on the model's device {device}, got one on {x.device}")
+        raise ValueError(f"{name}: expected a tensor on the model's device {device}, got one on {x.device}")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {described(value)}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -52,8 +105,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_direction(direction: Any, x: Tensor) -> None:
     """`direction` has the shape and device of `x` and is finite."""
-    if not isinstance(direction, Tensor):
-        raise TypeError(f"direction: expected a torch.Tensor, got {type(direction).__name__}")
+    check_tensor("direction", direction)
     if direction.shape != x.shape or direction.device != x.device:
         raise ValueError(
             f"direction: expected the shape and device of x, {tuple(x.shape)} on {x.device}, "
@@ -64,23 +116,62 @@ def check_direction(direction: Any, x: Tensor) -> None:
     check_finite("direction", direction)
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if isinstance(value, bool) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+def check_generator(generator: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator: expected a torch.Generator or None, got {described(generator)}; "
+            "torch.Generator().manual_seed(seed) makes one"
+        )
 
 
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= high or math.isinf(value):
+def check_choice(name: str, value: Any, choices: Sequence[T]) -> T:
+    """Returns the choice that equals the value, which may be a number of numpy's."""
+    plain = isinstance(value, (str, Real, torch.dtype)) and not isinstance(value, bool)
+    if not plain or value not in choices:
+        got = repr(value) if plain else described(value)
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {got}")
+    return choices[choices.index(value)]
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Returns the value as a Python number; it may be one of numpy's, but no tensor."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {described(value)}")
+    number: float = int(value) if isinstance(value, Integral) else float(value)
+    if not low <= number <= high or abs(number) == math.inf:
         raise ValueError(f"{name}: expected a number from {low} to {high}, got {value}")
+    return number
 
 
-def check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """Returns the value as a Python integer; it may be one of numpy's, but no tensor."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {described(value)}")
+    if value < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
+    return int(value)
+
+
+def check_seed(seed: int) -> None:
+    """It is one of torch's."""
+    check_range("seed", seed, -(2**63), 2**63 - 1)
+
+
+def described(value: Any) -> str:
+    """Its type, and for tensors and arrays their shape and what makes a number of one entry."""
+    name = type(value).__name__
+    if not isinstance(value, (Tensor, numpy.ndarray)):
+        return name
+    return f"{name} of shape {tuple(value.shape)}" + ("; pass its .item()" if not value.shape else "")
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Makes the folder where there is none; files can be written into it, or OSError is raised."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{name}: expected a folder to write into, got {folder} ({error.strerror})") from error
 
 
 def check_value_dtype(dtype: Any) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from llr_fast import ROLLLoss, activation_pattern, margin
-from llr_fast.checks import check_range
+from llr_fast.checks import check_count, check_folder, check_seed
 from llr_fast.plot import plot_margins
 
 NORMS = (1, 2, float("inf"))
@@ -41,17 +41,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where margins.png goes (default: .)")
     parser.add_argument("--epochs", type=int, default=100, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: %(default)s)")
-    parser.set_defaults(run=lambda options: run(options.out, options.epochs, options.seed))
+    parser.set_defaults(run=lambda options: run(options.out, options.epochs, options.seed), resumable=False)
 
 
 def run(out: Path, epochs: int, seed: int) -> dict[str, Result]:
     """Trains and measures both networks, prints the table and writes `margins.png` into the folder `out`."""
-    check_range("epochs", epochs, 1)
+    check_count("epochs", epochs)
+    check_seed(seed)
+    check_folder("out", out)
     digits = load()
     torch.set_num_threads(1)  # threads do not speed up matrices this small, and cost much where cores are shared
     results = {name: train_and_measure(name, digits, epochs, seed) for name in ("cross-entropy", "ROLL")}
     print(table(results))
-    out.mkdir(parents=True, exist_ok=True)
     print("picture:", draw(results, out / "margins.png"))
     return results
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from llr_fast import bounds, certify, norms, sketch
 from llr_fast.batches import PATIENCE
 from llr_fast.bounds import Probe
-from llr_fast.checks import check_choice, check_count, check_range
+from llr_fast.checks import check_choice, check_count, check_generator, check_range
 from llr_fast.frozen import Backward, Frozen, freeze
 from llr_fast.modes import as_written
 
@@ -67,11 +67,11 @@ def region_density(
         >>> llr_fast.region_density(torch.nn.ReLU(), x, radius=1.0)
         tensor([1, 2])
     """
-    check_choice("p", p, norms.NORMS)
+    p = check_choice("p", p, norms.NORMS)
     check_choice("method", method, METHODS)
-    check_range("radius", radius, 0)
-    check_count("directions", directions)
-    check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    radius, directions = check_range("radius", radius, 0), check_count("directions", directions)
+    failure_probability = check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    check_generator(generator)
     certify.check(model, x, torch.float64)
     if method == "sketch" and p == 1:
         raise ValueError("method: expected 'exact' or 'search' for p = 1, because no sketch estimates ||grad z||_inf")

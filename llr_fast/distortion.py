@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
-from llr_fast.checks import check_count, check_range
+from llr_fast.checks import check_count, check_generator, check_range
+from llr_fast.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def gradient_distortion(
     move away from the faces of the ball, and the baseline can find the larger change.
 
     Args:
-        model: a piecewise-linear network in evaluation mode with output [B, classes].
+        model: a piecewise-linear network in evaluation mode with output [B, classes], found as by `evaluate`.
         x: [B, ...], within `clip`.
         y: [B] int64, the classes.
         radius: of the l_inf ball, in units of x.
@@ -82,11 +84,12 @@ def gradient_distortion(
         >>> llr_fast.gradient_distortion(model, x, y, 0.5, (-1, 1), samples=100, population=40, generations=2).maximal
         tensor([3.])
     """
-    for name, value in (("samples", samples), ("population", population), ("memory", memory)):
-        check_count(name, value)
-    check_range("generations", generations, 0)
-    check_range("keep", keep, 0, 1)
-    _check(model, x, y, radius, clip)
+    samples, population = check_count("samples", samples), check_count("population", population)
+    generations, memory = check_count("generations", generations, 0), check_count("memory", memory)
+    keep, radius = check_range("keep", keep, 0, 1), check_range("radius", radius, 0)
+    check_generator(generator)
+    clip = _range(clip)
+    _check(model, x, y, clip)
     kept = min(population, max(2, round(keep * population)))
     evaluations = population + generations * (population - kept)
     uniform = max(samples, evaluations) if baseline else samples
@@ -152,7 +155,7 @@ class _Ball:
         labels = self._y.repeat_interleave(points.size(1))
         with torch.inference_mode(False), torch.enable_grad():
             x = points.flatten(0, 1).clone().requires_grad_()
-            logits = self._model(x).gather(1, labels[:, None])
+            logits = logits_of(self._model(x)).gather(1, labels[:, None])
             return torch.autograd.grad(logits.sum(), x)[0].view(points.shape)
 
     def _random(self, *shape: int) -> Tensor:
@@ -207,15 +210,24 @@ def _rows(points: Tensor, index: Tensor) -> Tensor:
     return points[torch.arange(len(points), device=points.device)[:, None], index]
 
 
-def _check(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip: tuple[float, float] | None) -> None:
+def _range(clip: tuple[float, float] | None) -> tuple[float, float] | None:
+    """`clip` as Python numbers."""
+    if clip is None:
+        return None
+    numbers = isinstance(clip, Sequence) and all(isinstance(v, Real) and not isinstance(v, bool) for v in clip)
+    if not numbers or len(clip) != 2 or not clip[0] <= clip[1]:
+        raise ValueError(f"clip: expected two numbers, the lower one first, or None, got {clip!r}")
+    return float(clip[0]), float(clip[1])
+
+
+def _check(model: nn.Module, x: Tensor, y: Tensor, clip: tuple[float, float] | None) -> None:
     certify.check(model, x, torch.float64)
-    check_range("radius", radius, 0)
     if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype != torch.long or y.device != x.device:
         got = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y: expected int64 of shape ({len(x)},) on {x.device}, got {got}")
     with torch.no_grad():
-        output = model(x[:1])
-    if output.dim() != 2 or y.min() < 0 or y.max() >= output.size(1):
+        output = logits_of(model(x[:1]))
+    if y.min() < 0 or y.max() >= output.size(1):
         classes = f"classes from {y.min()} to {y.max()} and output of shape {tuple(output.shape)}"
         raise ValueError(f"y: expected classes of the model, which has output [B, classes], got {classes}")
     if clip is not None and not (clip[0] <= x.min() and x.max() <= clip[1]):

@@ -28,7 +28,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "doctor", help="show versions and backends, and check the results", description=__doc__
     )
-    parser.set_defaults(run=lambda options: run())
+    parser.set_defaults(run=lambda options: run(), resumable=False)
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llr_fast.linearize import Evaluation
 from llr_fast.process import uncompiled
 
-States = tuple[Tensor, Tensor | None, object, bytes]
+States = tuple[list[Tensor], object, bytes]
 
 
 def states(device: torch.device) -> States:
     """Of torch's generators for the CPU and the device, of Python's and of numpy's."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda, *_others()
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda], *_others()
 
 
 def check(model: nn.Module, x: Tensor, before: States) -> None:
@@ -61,10 +62,8 @@ class _Watch(TorchDispatchMode):
 
 
 def _others() -> tuple[object, bytes]:
-    _, keys, *position = np.random.get_state(legacy=True)
-    return random.getstate(), keys.tobytes() + repr(position).encode()
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _same(a: States, b: States) -> bool:
-    cuda = a[1] is None or torch.equal(a[1], b[1])
-    return torch.equal(a[0], b[0]) and cuda and a[2:] == b[2:]
+    return all(torch.equal(s, t) for s, t in zip(a[0], b[0], strict=True)) and a[1:] == b[1:]

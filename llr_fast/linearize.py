@@ -27,8 +27,8 @@ class NotPiecewiseLinearError(ValueError):
 class Linearization(Protocol):
     """What is known of the derivative of a tensor with respect to the network's input."""
 
-    keeps: bool  # whether constants are kept for later, so that they have to be copies that nobody else can change
-
+    @property
+    def keeps(self) -> bool: ...  # whether constants are kept for later, and so have to be copies
     @property
     def dtype(self) -> torch.dtype: ...
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Any: ...
@@ -305,7 +305,8 @@ class LinearizedTensor(Tensor):
 def _replaced(tensor: LinearizedTensor) -> bool:
     """Makes a plain tensor of it, wherever it is held; False where autograd, a transform or a weak reference has it."""
     with torch._C.DisableTorchFunctionSubclass():
-        if tensor._use_count() > 1 or weakref.getweakrefs(tensor):
+        holders: int = tensor._use_count()  # type: ignore[attr-defined]
+        if holders > 1 or weakref.getweakrefs(tensor):
             return False
         swap_tensors(tensor, tensor.plain())
     return True

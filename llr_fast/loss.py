@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import cost, estimators
-from llr_fast.checks import check_choice, check_count, check_input, check_model, check_not_distributed, check_range
+from llr_fast.checks import (
+    check_choice,
+    check_count,
+    check_generator,
+    check_input,
+    check_model,
+    check_not_distributed,
+    check_range,
+)
 from llr_fast.directions import Directions
 from llr_fast.estimators import Step, Terms
 from llr_fast.linearize import Evaluation
@@ -63,8 +71,7 @@ class ROLLLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_model(model)
-        check_choice("estimator", estimator, ESTIMATORS)
-        check_count("samples", samples)
+        check_generator(generator)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
         self.lam, self.C, self.gamma = lam, C, gamma
         self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
@@ -81,7 +88,7 @@ class ROLLLoss(nn.Module):
             NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
             ValueError: an empty batch, a wrong dtype or device, more axes than x has.
         """
-        self._check_schedule()  # lam, C and gamma may change between steps
+        self._check_schedule()  # options may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)
         total, sampled = self.gamma == 100, self._sampled()
@@ -131,9 +138,10 @@ class ROLLLoss(nn.Module):
         return brackets.topk(count, dim=1).indices
 
     def _check_schedule(self) -> None:
-        check_range("lam", self.lam, 0)
-        check_range("C", self.C, 0)
-        check_range("gamma", self.gamma, 0, 100)
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        self.samples = check_count("samples", self.samples)
+        self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
+        self.gamma = check_range("gamma", self.gamma, 0, 100)
 
 
 class MarginLoss(nn.Module):
@@ -157,13 +165,12 @@ class MarginLoss(nn.Module):
     def __init__(self, model: nn.Module, *, lam: float = 1.0) -> None:
         super().__init__()
         check_model(model)
-        check_range("lam", lam, 0)
-        self.model, self.lam = model, lam
+        self.model, self.lam = model, check_range("lam", lam, 0)
 
     @as_written
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
         """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
-        check_range("lam", self.lam, 0)
+        self.lam = check_range("lam", self.lam, 0)
         check_not_distributed(self.model)
         check_input(self.model, x)
         found = margin(self.model, x)

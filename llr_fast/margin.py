@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llr_fast import bounds, certify, cost, norms, search
 from llr_fast.bounds import Probe
-from llr_fast.checks import check_choice, check_range
+from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
 from llr_fast.frozen import freeze
 from llr_fast.gram import Gram
 from llr_fast.modes import as_written
@@ -60,6 +60,7 @@ class Margin:
             >>> torch.allclose(distance, margin.value)
             True
         """
+        check_tensor("x", x)
         if x.shape != self.gradient.shape:
             raise ValueError(f"x: expected the shape of the batch, {tuple(self.gradient.shape)}, got {tuple(x.shape)}")
         gradient = self.gradient.flatten(1)
@@ -116,9 +117,10 @@ def margin(
         >>> llr_fast.margin(model, torch.tensor([[2.0]])).value  # |2 * 2 - 1| / 2
         tensor([1.5000], dtype=torch.float64)
     """
-    check_choice("p", p, norms.NORMS)
+    p = check_choice("p", p, norms.NORMS)
     check_choice("method", method, METHODS)
-    check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    failure_probability = check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    check_generator(generator)
     certify.check(model, x, dtype)
     parts = [
         _of_part(model, part, p, method, failure_probability, dtype, generator)

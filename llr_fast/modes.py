@@ -29,7 +29,7 @@ def as_written(function: F) -> F:
 
 
 def like(constant: Any, tangents: Tensor) -> Any:
-    """A constant in the dtype of the tangents that it meets, which a tape can have in several; autocast does its own."""
+    """A constant in the dtype of the tangents that it meets, of which a tape has several; autocast does its own."""
     if not isinstance(constant, Tensor) or not constant.is_floating_point() or constant.dtype == tangents.dtype:
         return constant
     return constant if torch.is_autocast_enabled(tangents.device.type) else constant.to(tangents.dtype)

@@ -16,6 +16,8 @@ from llr_fast.frozen import freeze
 from llr_fast.linearize import Layer
 from llr_fast.modes import as_written
 
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}  # of a neuron's value and rate, relative to their terms
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -54,7 +56,7 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
         >>> torch.allclose(layer.norm, model[0].weight.double().norm(dim=1))
         True
     """
-    check_choice("q", q, norms.NORMS)
+    q = check_choice("q", q, norms.NORMS)
     certify.check(model, x, torch.float64)
     frozen = freeze(model, x, torch.float64)
     if not frozen.layers:
@@ -74,7 +76,7 @@ def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
 
     Returns:
         [B, N] int16, in forward order: the number of kinks below the neuron's value; for max-pooling the place of the
-        winner in its window, once for each entry that it beats.
+        winner in its window, once for each entry that it beats. int32 where a window has more than 32,768 entries.
 
     Raises:
         As `margin`.
@@ -92,6 +94,9 @@ def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
 @as_written
 def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """How far each sample can move along a direction before the network's linear piece changes (Prop. 4).
+
+    A neuron that is on a kink, and stays on it along the direction, has no kink ahead; both up to rounding, which is
+    known from one more direction.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -113,15 +118,44 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     """
     certify.check(model, x, dtype)
     check_direction(direction, x)
-    layers = certify.evaluate(model, x, Directions(direction.detach().to(dtype).unsqueeze(0)), dtype)
+    along, start = direction.detach().to(dtype), x.detach().to(dtype)
+    scale = _power_of_two(start) / _power_of_two(along)
+    along = along * scale.view(-1, *[1] * (x.dim() - 1))
+    layers = certify.evaluate(model, x, with_terms(along, torch.maximum(start.abs(), along.abs())), dtype)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
-    return torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
+    return scale * torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """[B]: that of the size of the largest entry of each sample, 1 where there is none but zeros."""
+    largest = x.flatten(1).abs().amax(1)
+    return torch.ldexp(torch.ones_like(largest), largest.frexp().exponent).masked_fill(largest == 0, 1.0)
+
+
+def with_terms(direction: Tensor, size: Tensor) -> Directions:
+    """The direction [B, ...], and a random one whose entries have the given sizes [B, ...].
+
+    The derivative along the second is about as large as the terms that a neuron's value at such entries is a sum of.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    random = torch.randn(direction.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
+    return Directions(torch.stack([direction, size * random.to(size)]))
+
+
+def stays_on(layer: Layer, kink: float) -> Tensor:
+    """[B, n]: where value and rate cannot be told from those of a neuron that stays on the kink along the direction."""
+    rate, terms = layer.statistic
+    rounding = _ROUNDING[terms.dtype] * terms.abs()
+    return ((layer.z - kink).abs() <= rounding) & (rate.abs() <= rounding)
 
 
 def first_kink(layer: Layer) -> Tensor:
-    """[B]: the smallest step at which a neuron of the layer reaches a kink; on a kink it is on the piece below."""
-    rate = layer.statistic[0]
-    steps = []
+    """[B]: the smallest step at which a neuron reaches a kink; on a kink it is on the piece below.
+
+    The layer's statistic are its tangents along `with_terms`.
+    """
+    moving = torch.stack([stays_on(layer, kink) for kink in layer.kinks]).any(0).logical_not()
+    rate, steps = layer.statistic[0] * moving, []
     for kink in layer.kinks:
         ahead = torch.where(layer.z > kink, rate < 0, rate > 0)
         steps.append(torch.where(ahead, (kink - layer.z) / rate, math.inf))

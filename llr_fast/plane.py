@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
+from llr_fast.checks import check_finite, check_range, check_tensor
 from llr_fast.directions import Directions
 from llr_fast.regions import pattern_hashes
 
@@ -29,7 +32,8 @@ class Plane(nn.Module):
             third above it; coordinates [B, 2] measure l2 distances in units of x.
 
     Raises:
-        ValueError: there are not three points, or they lie on a line.
+        TypeError: `points` is no tensor.
+        ValueError: there are not three finite points, or they lie on a line.
     """
 
     origin: Tensor
@@ -37,6 +41,10 @@ class Plane(nn.Module):
 
     def __init__(self, model: nn.Module, points: Tensor) -> None:
         super().__init__()
+        check_tensor("through", points)
+        if not points.is_floating_point():
+            raise ValueError(f"through: expected a floating-point dtype, got {points.dtype}")
+        check_finite("through", points)
         if points.dim() < 2 or len(points) != 3:
             raise ValueError(f"through: expected three points, [3, ...], got shape {tuple(points.shape)}")
         self.model, self.shape = model, points.shape[1:]
@@ -81,9 +89,7 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
         >>> sorted(polygon.amax(0).tolist() for polygon in regions)
         [[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]]
     """
-    left, right, bottom, top = extent
-    if not (left < right and bottom < top):
-        raise ValueError(f"extent: expected left < right and bottom < top, got {extent}")
+    left, right, bottom, top = check_extent(extent)
     thinnest = _THINNEST * float(np.hypot(right - left, top - bottom))
     pending = [np.array([(left, bottom), (right, bottom), (right, top), (left, top)], dtype=np.float64)]
     chunk = certify.samples_at_once(model, torch.zeros(2, 2, dtype=like.dtype, device=like.device), torch.float64)
@@ -99,6 +105,16 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
                     found[pattern].append(polygon)
                     bar.update()
     return [torch.from_numpy(_joined(parts)) for parts in found.values()]
+
+
+def check_extent(extent: Any) -> Extent:
+    """Returns it as Python numbers."""
+    if not isinstance(extent, Sequence) or len(extent) != 4:
+        raise ValueError(f"extent: expected left, right, bottom, top, got {extent!r}")
+    left, right, bottom, top = (check_range("extent", v, -math.inf) for v in extent)
+    if not (left < right and bottom < top):
+        raise ValueError(f"extent: expected left < right and bottom < top, got {extent}")
+    return left, right, bottom, top
 
 
 def _at_centres(

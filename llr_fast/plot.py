@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from llr_fast import certify, norms
+from llr_fast.checks import check_choice, check_count, check_model, check_tensor, described
 from llr_fast.margin import margin
 from llr_fast.neurons import directional_margin
-from llr_fast.plane import Extent, Plane, regions_on_plane
+from llr_fast.outputs import logits_of
+from llr_fast.plane import Extent, Plane, check_extent, regions_on_plane
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +39,9 @@ def plot_margins(margins: Mapping[str, Tensor], *, p: float = 2, unit: str = "in
         ImportError: matplotlib is missing.
         ValueError: there is no network, there are more than four, or one has no margin that can be drawn.
     """
+    check_choice("p", p, norms.NORMS)
+    if not isinstance(margins, Mapping):
+        raise TypeError(f"margins: expected a mapping from names to margins, got {described(margins)}")
     if not 1 <= len(margins) <= len(COLOURS):
         raise ValueError(f"margins: expected 1 to {len(COLOURS)} networks, got {len(margins)}")
     drawn = {name: _drawable(name, values) for name, values in margins.items()}
@@ -43,7 +49,7 @@ def plot_margins(margins: Mapping[str, Tensor], *, p: float = 2, unit: str = "in
         ax = _new_axes()
     exponents = torch.cat(list(drawn.values())).log10()
     low, high = exponents.min().item() - 0.01, exponents.max().item() + 0.01
-    edges = torch.logspace(low, high, 49, dtype=torch.float64).tolist()
+    edges = torch.logspace(low, high, 49, dtype=torch.float64, device="cpu").tolist()
     for (name, values), colour in zip(drawn.items(), COLOURS):
         median = values.median().item()
         label = f"{name}: median {median:#.2g}" + _left_out(margins[name].numel() - values.numel())
@@ -75,7 +81,8 @@ def plot_regions(
     The colour is the predicted probability.
 
     Args:
-        model: a piecewise-linear network in evaluation mode, with output [B], [B, 1] or [B, classes].
+        model: a piecewise-linear network in evaluation mode, with output [B], [B, 1] or [B, classes], found
+            as by `evaluate`.
         x: [B, 2], points to draw; without `through`, the inputs of the network.
         y: [B], their classes, which choose the markers.
         through: [3, ...], inputs of a network of any number of inputs, to draw the plane through them. Axes then
@@ -104,18 +111,24 @@ def plot_regions(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('$x_1$', '$x_2$')
     """
-    if ax is None:
-        ax = _new_axes((6, 5))
+    check_model(model)
+    p, resolution = check_choice("p", p, norms.NORMS), check_count("resolution", resolution)
     if through is not None:
         if x is not None:
             raise ValueError("x: expected None where `through` is given, whose points are drawn")
         model = Plane(model, through)
         x = model.coordinates(through)
-    if x is not None and (x.dim() != 2 or x.size(1) != 2):
-        raise ValueError(f"x: expected points [B, 2], got shape {tuple(x.shape)}; use through= for larger inputs")
-    if extent is None:
-        extent = _around(x)
-    like = x if x is not None else next(model.parameters(), torch.zeros(1)).detach()
+    if x is not None:
+        certify.check(model, x, torch.float64)
+        if x.shape[1:] != (2,):
+            raise ValueError(f"x: expected points [B, 2], got shape {tuple(x.shape)}; use through= for larger inputs")
+    if y is not None and (x is None or not isinstance(y, Tensor) or y.shape != x.shape[:1]):
+        points = "no points" if x is None else f"{len(x)} points"
+        raise ValueError(f"y: expected a tensor of the classes of {points}, got {described(y)}")
+    extent = _around(x) if extent is None else check_extent(extent)
+    like = x if x is not None else next(model.parameters(), torch.zeros(1, device="cpu")).detach()
+    _check_target(model, like, target)
+    ax = _new_axes((6, 5)) if ax is None else ax
     _draw_probability(ax, model, extent, like, target, resolution, colorbar)
     _draw_boundaries(ax, regions_on_plane(model, extent, like=like, progress=progress))
     if x is not None:
@@ -156,6 +169,9 @@ def plot_stability_bounds(
         >>> plot_stability_bounds(model, torch.rand(7, 2), channel=1, unit="volts").get_ylabel()
         'channel 1 (volts)'
     """
+    check_model(model)
+    check_tensor("x", x)
+    channel = check_count("channel", channel, -x.size(-1) if x.dim() else 0)
     if x.dim() != 2 or not -x.size(1) <= channel < x.size(1):
         raise ValueError(f"x: expected a sequence [T, C] with channel {channel}, got shape {tuple(x.shape)}")
     if ax is None:
@@ -167,7 +183,7 @@ def plot_stability_bounds(
     sequences = x.expand(2 * steps, *x.shape)
     down, up = directional_margin(model, sequences, direction.flatten(0, 1)).view(2, steps).cpu()
     value = x[:, channel].detach().double().cpu()
-    low, high, at = value - down, value + up, torch.arange(1, steps + 1)
+    low, high, at = value - down, value + up, torch.arange(1, steps + 1, device=value.device)
     finite = torch.cat([value, low[low.isfinite()], high[high.isfinite()]])
     space = 0.05 * (finite.max() - finite.min()).item() or 1.0
     bottom, top = finite.min().item() - 2 * space, finite.max().item() + 2 * space
@@ -202,12 +218,12 @@ def _draw_probability(
     ax: Axes, model: nn.Module, extent: Extent, like: Tensor, target: int, resolution: int, colorbar: bool
 ) -> None:
     across, up = (
-        torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64)[1::2]
+        torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64, device="cpu")[1::2]
         for low, high in (extent[:2], extent[2:])
     )
     grid = torch.cartesian_prod(up, across).flip(1).to(like)
     with torch.no_grad():
-        logit = _logits(model, grid)
+        logit = logits_of(model(grid))
         probability = logit.sigmoid() if logit.size(1) == 1 else logit.softmax(1)[:, target : target + 1 or None]
     image = probability.view(resolution, resolution).float().cpu().numpy()
     # Pale, so that lines and arrows show on it.
@@ -215,6 +231,15 @@ def _draw_probability(
     if colorbar:
         name = "the positive class" if logit.size(1) == 1 else f"class {range(logit.size(1))[target]}"
         ax.figure.colorbar(drawn, ax=ax, label=f"predicted probability of {name}", shrink=0.85)
+
+
+def _check_target(model: nn.Module, like: Tensor, target: int) -> None:
+    origin = like.new_zeros(1, 2)
+    certify.values(model, origin, torch.float64)  # refuses layers in training mode, which the model itself would update
+    with torch.no_grad():
+        classes = logits_of(model(origin)).size(1)
+    if check_count("target", target, -classes) >= classes:
+        raise ValueError(f"target: expected a class from {-classes} to {classes - 1}, got {target}")
 
 
 def _draw_boundaries(ax: Axes, regions: list[Tensor]) -> None:
@@ -240,7 +265,7 @@ def _draw_balls(ax: Axes, x: Tensor, radius: Tensor, p: float) -> None:
 def _draw_gradients(ax: Axes, model: nn.Module, x: Tensor, target: int, extent: Extent) -> None:
     with torch.enable_grad():
         points = x.detach().clone().requires_grad_()
-        logit = _logits(model, points)
+        logit = logits_of(model(points))
         (gradient,) = torch.autograd.grad(logit[:, target if logit.size(1) > 1 else 0].sum(), points)
     longest = gradient.norm(dim=1).max().item() or 1.0
     arrows = gradient.cpu() * 0.1 * (extent[1] - extent[0]) / longest
@@ -249,20 +274,15 @@ def _draw_gradients(ax: Axes, model: nn.Module, x: Tensor, target: int, extent: 
 
 
 def _draw_points(ax: Axes, x: Tensor, y: Tensor | None) -> None:
-    classes = torch.zeros(len(x), dtype=torch.long) if y is None else y.cpu()
+    classes = torch.zeros(len(x), dtype=torch.long, device="cpu") if y is None else y.cpu()
     for i, label in enumerate(classes.unique()):
         a, b = x.detach().cpu()[classes == label].t()
         marker, colour = "osD^"[i % 4], ("white", *COLOURS)[i % 5]
         ax.scatter(a, b, s=12, color=colour, marker=marker, edgecolors="black", linewidths=0.9, zorder=5)
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """[B, 1 or classes]"""
-    output = model(x)
-    return output.unsqueeze(1) if output.dim() == 1 else output
-
-
 def _drawable(name: str, values: Tensor) -> Tensor:
+    check_tensor(f"margins[{name!r}]", values)
     values = values.detach().cpu().double().flatten()
     values = values[values.isfinite() & (values > 0)]
     if not values.numel():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import distributed
 
+from llr_fast.checks import described
+
 T = TypeVar("T")
+
+
+def check_group(group: Any) -> None:
+    if group is not None and not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(f"group: expected a ProcessGroup that this process belongs to, or None, got {described(group)}")
 
 
 def gathered(part: T, group: distributed.ProcessGroup | None) -> list[T]:

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from tabulate import tabulate
 from torch import Tensor, distributed, nn
 
-from llr_fast import certify, norms
+from llr_fast import norms
 from llr_fast.batches import stream
-from llr_fast.checks import check_choice, check_finite, check_range
-from llr_fast.margin import margin
-from llr_fast.ranks import gathered
+from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
+from llr_fast.margin import METHODS, margin
+from llr_fast.outputs import logits_of
+from llr_fast.ranks import check_group, gathered
 from llr_fast.regions import Counter, RegionCount
 
 
@@ -42,8 +44,9 @@ class Report:
 
     def percentile(self, p: float) -> dict[float, float]:
         """Percentiles of the l_p margins; values of samples, not interpolated, because margins may be infinite."""
-        levels = torch.tensor(self.percentiles, dtype=torch.float64) / 100
-        found = self.margins[p].quantile(levels, interpolation="nearest")
+        values = self.margins[check_choice("p", p, tuple(self.margins))].numpy()
+        levels = numpy.array(self.percentiles, dtype=numpy.float64) / 100
+        found = numpy.quantile(values, levels, method="nearest")  # torch's has a limit of 2^24 values
         return dict(zip(self.percentiles, found.tolist()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,8 +97,12 @@ def evaluate(
     """Measures accuracy, l_p margins and linear regions over a data set.
 
     Args:
-        model: a piecewise-linear network in evaluation mode; its output [B, classes], or [B] or [B, 1] logits.
-        loader: batches (x, y), or x alone, such as a DataLoader yields; read once, moved to the model's device.
+        model: a piecewise-linear network in evaluation mode. Where the batches have labels, its output is logits
+            [B, classes], or [B] or [B, 1] of one logit, or has them as its attribute or entry `logits`, or is a tuple
+            that begins with them.
+        loader: batches (x, y), or x alone, such as a DataLoader yields; read once, moved to the model's device. The
+            labels y [B] are a tensor of integers below the number of classes; those of one logit are 0 or 1, in any
+            dtype.
         p: 1, 2 or inf, or several of them.
         std: where the inputs were normalised as (v - mean) / std, the standard deviation: a number, one for each
             channel (axis 1 of x), or a tensor that broadcasts with a sample. Margins then refer to v: they are those
@@ -107,8 +114,9 @@ def evaluate(
             returns the report of all samples, ordered by rank. `torch.distributed.group.WORLD` for all processes.
 
     Raises:
-        TypeError: a batch is no tensor and begins with none.
-        ValueError: there is no batch, or std is not positive or does not fit; and as `margin`.
+        TypeError: a batch is no tensor and begins with none; labels are no tensor.
+        ValueError: there is no batch, labels are no classes of the model, its output has no logits, or std is not
+            positive or does not fit; and as `margin`.
 
     Example:
         >>> import torch, llr_fast
@@ -124,20 +132,22 @@ def evaluate(
         l2 margin, P0                                                               0.500
         l2 margin, P100                                                              1.00
     """
-    wanted = tuple(p) if isinstance(p, (tuple, list)) else (p,)
-    for value in wanted:
-        check_choice("p", value, norms.NORMS)
-    for level in percentiles:
-        check_range("percentiles", level, 0, 100)
+    wanted = dict.fromkeys(check_choice("p", v, norms.NORMS) for v in (p if isinstance(p, (tuple, list)) else (p,)))
+    if not isinstance(percentiles, Iterable):
+        raise TypeError(f"percentiles: expected several numbers, got {described(percentiles)}")
+    percentiles = tuple(check_range("percentiles", level, 0, 100) for level in percentiles)
+    check_choice("method", method, METHODS)
+    check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    check_generator(generator)
+    check_group(group)
     counter, correct, labelled = Counter(model), 0, 0
     found: dict[float, list[Tensor]] = {value: [] for value in wanted}
     exact = dict.fromkeys(wanted, True)
-    for x, y in stream(model, loader, "evaluate", progress):
-        certify.check(model, x, torch.float64)
-        counter.add(x)
-        if y is not None:
-            correct, labelled = correct + _correct(model, x, y), labelled + len(y)
+    for index, (x, y) in enumerate(stream(model, loader, "evaluate", progress, "loader")):
         network, v, factor = (model, x, 1.0) if std is None else _before_normalisation(model, x, std)
+        counter.add(x)  # first: it refuses layers in training mode, which the model itself would update
+        if y is not None:
+            correct, labelled = correct + _correct(model, x, y, index), labelled + len(y)
         for value in wanted:
             part = margin(
                 network, v, value, method=method, failure_probability=failure_probability, generator=generator
@@ -152,17 +162,28 @@ def evaluate(
     margins = {value: torch.cat([part for rank in ranks for part in rank[2][value]]) for value in wanted}
     exact = {value: all(rank[3][value] for rank in ranks) for value in wanted}
     unit = "input" if std is None else "input before normalisation"
-    return Report(regions.points, accuracy, regions, margins, exact, tuple(percentiles), unit)
+    return Report(regions.points, accuracy, regions, margins, exact, percentiles, unit)
 
 
 @torch.no_grad()
-def _correct(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    output = model(x)
-    one_logit = output.dim() == 1 or output.size(1) == 1
-    predicted = (output.flatten() > 0).long() if one_logit else output.argmax(1)
+def _correct(model: nn.Module, x: Tensor, y: Any, index: int) -> int:
+    """How many labels of a batch the model predicts."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"loader: expected labels in a torch.Tensor, got {described(y)} in batch {index}")
+    logits = logits_of(model(x))
+    one_logit = logits.size(1) == 1
+    predicted = (logits > 0).long().squeeze(1) if one_logit else logits.argmax(1)
     if predicted.shape != y.shape:
-        raise ValueError(f"loader: expected labels of shape {tuple(predicted.shape)}, got {tuple(y.shape)}")
-    return int((predicted == y).sum())
+        raise ValueError(
+            f"loader: expected labels of shape {tuple(predicted.shape)}, got {tuple(y.shape)} in batch {index}"
+        )
+    integers = not y.is_floating_point()
+    high = 1 if one_logit else logits.size(1) - 1
+    classes = ((y == 0) | (y == 1)) if one_logit else (y >= 0) & (y <= high)
+    if not (integers or one_logit) or not classes.all():
+        bad = "" if classes.all() else f" with {y[~classes][0].item()}"
+        raise ValueError(f"loader: expected labels from 0 to {high}, integers, got {y.dtype}{bad} in batch {index}")
+    return int((predicted == y.to(predicted.device)).sum())
 
 
 class _Normalising(nn.Module):
@@ -183,7 +204,12 @@ def _before_normalisation(
     model: nn.Module, x: Tensor, std: float | Sequence[float] | Tensor
 ) -> tuple[nn.Module, Tensor, float]:
     """The network of v - mean, its input, and a factor of its margins."""
-    scale = torch.as_tensor(std, dtype=torch.float64, device=x.device)
+    try:
+        if isinstance(std, bool):
+            raise TypeError
+        scale = torch.as_tensor(std, dtype=torch.float64, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"std: expected a number, several or a torch.Tensor, got {described(std)}") from None
     if scale.dim() == 1 and len(scale) == x.size(1):
         scale = scale.view(-1, *[1] * (x.dim() - 2))
     check_finite("std", scale)
@@ -192,9 +218,10 @@ def _before_normalisation(
     except RuntimeError:
         fits = False
     if not fits or not (scale > 0).all():
+        smallest = f" with a minimum of {scale.min().item():g}" if scale.numel() else ""
         raise ValueError(
             f"std: expected positive numbers, one, one for each of {x.size(1)} channels, or of the shape "
-            f"{tuple(x.shape[1:])}, got shape {tuple(scale.shape)} with a minimum of {scale.min().item():g}"
+            f"{tuple(x.shape[1:])}, got shape {tuple(scale.shape)}{smallest}"
         )
     if (scale == scale.flatten()[0]).all():
         # Every margin is multiplied by it, and the model itself may have a faster way than through a division.

@@ -50,7 +50,8 @@ def _verify(
 
     In each pass every undecided sample back-propagates its own next neuron.
     """
-    x, distances, computed = frozen.x, frozen.distances, []
+    x, distances = frozen.x, frozen.distances
+    computed: Computed = []
     best = _nothing(x.to(backward.direction.dtype), distances[0])
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:

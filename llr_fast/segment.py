@@ -11,10 +11,8 @@ from tqdm import tqdm
 
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
-from llr_fast.checks import check_finite
-from llr_fast.directions import Directions
 from llr_fast.linearize import Layer
-from llr_fast.neurons import first_kink
+from llr_fast.neurons import first_kink, stays_on, with_terms
 from llr_fast.regions import pattern_hashes
 
 _SHORTEST = 1e-11  # part of the segment; where float64 puts the ends of two neighbouring regions may differ by less
@@ -61,8 +59,9 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
 
     A point's directional margins forwards and backwards (Prop. 4), found by one tangent, are the ends of its region on
     the segment. Starting from a point of the segment, every part that is left over gets a point in the next round,
-    until nothing is left: one tangent for each region, many of them in one evaluation, and none is stepped over. The
-    limit is float64: regions shorter than 1e-11 of the segment are not resolved.
+    until nothing is left: one point for each region, many of them in one evaluation, and none is stepped over. The
+    limit is float64: regions shorter than 1e-11 of the segment are not resolved. A second tangent tells the rounding of
+    each neuron: one that stays on a kink all along the segment has no side there, and bounds no region.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -88,19 +87,20 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
         >>> torch.allclose(attribution.sum(), model(end) - model(start))
         True
     """
-    certify.check(model, start, torch.float64)
-    if not isinstance(end, Tensor) or end.shape != start.shape or end.device != start.device:
-        got = f"{tuple(end.shape)} on {end.device}" if isinstance(end, Tensor) else type(end).__name__
+    certify.check(model, start, torch.float64, "start")
+    certify.check(model, end, torch.float64, "end")
+    if end.shape != start.shape or end.device != start.device:
+        got = f"{tuple(end.shape)} on {end.device}"
         raise ValueError(f"end: expected the shape and device of start, {tuple(start.shape)}, got {got}")
-    check_finite("end", end)
     chunk = certify.samples_at_once(model, start[:1].expand(2, *start.shape[1:]), torch.float64)
-    origin, direction = start.double(), end.double() - start.double()
     regions: list[dict[bytes, tuple[float, float]]] = [{} for _ in start]
     gaps = [(segment, 0.0, 1.0) for segment in range(len(start))]
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while gaps:
             now, gaps = gaps[-chunk:], gaps[:-chunk]
-            for (segment, low, high), (pattern, first, last) in zip(now, _regions_at(model, origin, direction, now)):
+            for (segment, low, high), (pattern, first, last) in zip(
+                now, _regions_at(model, start.double(), end.double(), now)
+            ):
                 known = regions[segment].get(pattern, (1.0, 0.0))
                 # A region is convex, so what is found of it twice, at its rounded ends, is one piece.
                 regions[segment][pattern] = (min(known[0], first), max(known[1], last))
@@ -111,19 +111,29 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
 
 
 def _regions_at(
-    model: nn.Module, origin: Tensor, direction: Tensor, gaps: list[tuple[int, float, float]]
+    model: nn.Module, start: Tensor, end: Tensor, gaps: list[tuple[int, float, float]]
 ) -> list[tuple[bytes, float, float]]:
     """For each gap the region of one point in it: its pattern, and where it begins and ends within the gap."""
-    segment = torch.tensor([gap[0] for gap in gaps], device=origin.device)
-    low, high = origin.new_tensor([gap[1:] for gap in gaps]).unbind(1)
+    segment = torch.tensor([gap[0] for gap in gaps], device=start.device)
+    low, high = start.new_tensor([gap[1:] for gap in gaps]).unbind(1)
     # Not the middle, which symmetric segments have on a kink.
     t = low + 0.47 * (high - low)
-    steps = t.view(-1, *[1] * (origin.dim() - 1))
-    x, along = origin[segment] + steps * direction[segment], direction[segment]
-    layers = certify.evaluate(model, x, Directions(along.unsqueeze(0)), torch.float64)
+    origin, along = start[segment], end[segment] - start[segment]
+    x = origin + t.view(-1, *[1] * (origin.dim() - 1)) * along
+    directions = with_terms(along, torch.maximum(origin.abs(), end[segment].abs()))
+    layers = certify.evaluate(model, x, directions, torch.float64)
     first = torch.maximum(t - _reach(layers, t, -1), low)
     last = torch.minimum(t + _reach(layers, t, 1), high)
-    return list(zip(pattern_hashes(layers, len(gaps)), first.tolist(), last.tolist()))
+    hashes = pattern_hashes([_without_sides(layer) for layer in layers], len(gaps))
+    return list(zip(hashes, first.tolist(), last.tolist()))
+
+
+def _without_sides(layer: Layer) -> Layer:
+    """The layer with a piece of its own for neurons that stay on a kink."""
+    piece = layer.piece
+    for number, kink in enumerate(layer.kinks):
+        piece = piece.masked_fill(stays_on(layer, kink), -1 - number)
+    return replace(layer, piece=piece)
 
 
 def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
@@ -136,4 +146,4 @@ def _boundaries(regions: dict[bytes, tuple[float, float]]) -> Tensor:
     """[R + 1], from where regions begin and end: between neighbours the middle of what rounding makes of one point."""
     ends = sorted(end for end in regions.values() if end[1] - end[0] > _SHORTEST)
     between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(ends)]
-    return torch.tensor([0.0, *between, 1.0], dtype=torch.float64)
+    return torch.tensor([0.0, *between, 1.0], dtype=torch.float64, device="cpu")

@@ -28,7 +28,7 @@ def statistic_for(q: float) -> str:
 
 
 def draw(q: float, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Random directions of `shape`, in the dtype and on the device of `like`; no entry is 0, which would say nothing."""
+    """Random directions of `shape` in the dtype and on the device of `like`; no entry is 0, which would say nothing."""
     directions = _drawn(q, torch.empty(*shape, dtype=like.dtype, device=like.device), generator)
     while (none := directions == 0).any():
         again = torch.empty(int(none.sum()), dtype=like.dtype, device=like.device)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from commands import fails
 
 from llr_fast import demo
 from llr_fast.__main__ import main
@@ -34,15 +35,49 @@ def test_missing_package_names_the_extra(monkeypatch, package):
         demo.load()
 
 
-def test_unknown_command_is_refused(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["demonstrate"])
-    assert "demo" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, message, status",
+    [
+        ("demonstrate", "invalid choice: 'demonstrate'.*demo", 2),
+        ("demo --epochs many", "--epochs: invalid int value: 'many'", 2),
+        ("paper mnist", "required: --data", 2),
+        ("demo --epochs 0", "error: epochs: expected at least 1, got 0", 1),
+        (f"demo --seed {2**64}", "error: seed: expected a number from", 1),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(arguments, message, status, capsys):
+    with fails(capsys, rf"^.*{message}", status):
+        main(arguments.split())
 
 
-def test_no_epoch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="epochs: expected a number from 1"):
-        main(["demo", "--epochs", "0", "--out", str(tmp_path)])
+@pytest.mark.parametrize("inside", ["", "folder"])
+def test_folder_that_cannot_be_written_is_refused_before_the_training(inside, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(demo, "train_and_measure", lambda *_: pytest.fail("trained"))
+    with fails(capsys, "^error: out: expected a folder to write into, got .*file"):
+        main(["demo", "--out", str(tmp_path / "file" / inside)])
+
+
+def test_interruption_and_missing_package_end_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "train_and_measure", interrupted)
+    with fails(capsys, "^interrupted$", 130):
+        main(["demo", "--out", str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with fails(capsys, r"^error: the demo needs .* pip install llr-fast\[demo\]$"):
+        main(["demo", "--out", str(tmp_path)])
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_nobody_expects_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(demo, "train_and_measure", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        main(["demo", "--out", str(tmp_path)])
 
 
 def test_quartiles_with_infinite_margins():

@@ -171,7 +171,7 @@ def test_children_are_convex_combinations_of_two():
         ({"y": torch.tensor([0, 1, 3])}, "y: expected classes of the model"),
         ({"samples": 0}, "samples: expected at least 1"),
         ({"keep": 1.5}, "keep: expected a number from 0 to 1"),
-        ({"generations": -1}, "generations: expected a number from 0"),
+        ({"generations": -1}, "generations: expected at least 0"),
     ],
 )
 def test_refuses(options, message):

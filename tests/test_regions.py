@@ -1,7 +1,9 @@
 """count_linear_regions, region_density and regions_along, against enumeration."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise
+from operator import mul
 
 import networks
 import oracle
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import llr_fast
 from llr_fast import sketch
 from llr_fast.frozen import freeze
+from llr_fast.regions import Counter, _distinct
 
 DTYPE = torch.float64
 KINDS = ["relu", "relu6", "maximum", "conv2d", "residual", "recurrent_time_first", "frames", "decoder", "max_pool2d"]
@@ -267,3 +270,89 @@ def test_segment_refuses_ends_of_different_shapes():
         llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.ones(2, 2))
     with pytest.raises(ValueError, match="end: expected finite"):
         llr_fast.regions_along(nn.ReLU(), torch.ones(1, 2), torch.full((1, 2), math.inf))
+
+
+def exact_jacobian(model: nn.Sequential, x: torch.Tensor) -> tuple:
+    """That of a network of dense layers and ReLUs in fractions; only the pattern comes from floating-point numbers."""
+    rows = None
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            weight = [[Fraction(w) for w in row] for row in layer.weight.tolist()]
+            rows = weight if rows is None else [[sum(map(mul, row, c)) for c in zip(*rows)] for row in weight]
+        else:
+            rows = [row if on else [Fraction()] * len(row) for row, on in zip(rows, (x > 0).tolist())]
+        x = layer(x)
+    return tuple(map(tuple, rows))
+
+
+def cancelling(seed: int, scale: float, outputs: int) -> nn.Sequential:
+    """Units that occur twice, and cancel in the output but for one: `scale` times as large as what remains."""
+    torch.manual_seed(seed)
+    first, second, last = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, outputs)
+    with torch.no_grad():
+        for layer in (first, second):
+            half, order = len(layer.bias) // 2, torch.randperm(len(layer.bias))
+            for parameter in (layer.weight, layer.bias):
+                parameter[half:] = parameter[:half].clone()
+                parameter[:] = parameter[order].clone()
+        places = order.argsort()
+        big = scale * torch.randn(outputs, 4)
+        last.weight[:, places[:4]], last.weight[:, places[4:]] = big, -big
+        last.weight[:, places[0]], last.weight[:, places[4]] = torch.randn(outputs), 0.0
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).double()
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e7, 1e10])
+@pytest.mark.parametrize("seed", range(8))
+def test_terms_that_cancel_make_no_jacobians(seed, scale, outputs):
+    model, x = cancelling(seed, scale, outputs), 3 * torch.randn(60, 3, dtype=DTYPE)
+    with torch.no_grad():
+        truth = len({exact_jacobian(model, sample) for sample in x})
+    count = quiet(llr_fast.count_linear_regions, model, x.split(7))
+    assert count.lower <= truth <= count.upper == len(llr_fast.activation_pattern(model, x).unique(dim=0))
+    assert count.lower == truth or scale > 1e7
+
+
+def test_terms_that_cancel_to_nothing():
+    model = cancelling(0, 1e12, 2)
+    model[-1].weight.data[:] = torch.where(model[-1].weight.abs() < 1e6, 0.0, model[-1].weight)
+    count = quiet(llr_fast.count_linear_regions, model, [3 * torch.randn(300, 3, dtype=DTYPE)])
+    assert count.lower == 1 < count.upper
+
+
+@pytest.mark.parametrize("sizes", [1, 7, 64])
+def test_lower_is_never_above_upper(sizes):
+    """One affine piece, computed with errors that depend on the size of the batch."""
+    model = nn.Sequential(nn.Linear(50, 100), nn.Linear(100, 1), nn.ReLU()).double()
+    model[1].weight.data[:, 50:] = -1e9 * model[1].weight[:, :50]
+    model[1].weight.data[:, :50] *= 1e9
+    model[0].weight.data[50:] = model[0].weight[:50]
+    model[1].bias.data.fill_(1e12)
+    x = torch.randn(64, 50, dtype=DTYPE)
+    count = quiet(llr_fast.count_linear_regions, model, [*x.split(sizes), *x.split(1)])
+    assert (count.lower, count.upper, count.points) == (1, 1, 128)
+
+
+def test_counts_of_several_processes_are_one(monkeypatch):
+    model, x = plain(2, 20, 20, 2), 3 * torch.randn(90, 2, dtype=DTYPE)
+    whole = quiet(llr_fast.count_linear_regions, model, [x])
+    counters = [Counter(model) for _ in range(3)]
+    for counter, part in zip(counters, x.split(30)):
+        counter.add(part)
+    sent = []
+    monkeypatch.setattr("llr_fast.regions.gathered", lambda part, group: sent.append(part) or [part])
+    for counter in counters:
+        counter.merge(None)
+    monkeypatch.setattr("llr_fast.regions.gathered", lambda part, group: sent)
+    for counter in counters:
+        counter.merge(None)
+        assert counter.result() == whole
+
+
+def test_groups_within_errors():
+    numbers = torch.tensor([[0.0, 0], [1, 0], [2.5, 0], [2.6, 9], [10, 0], [10.01, 0], [9, 0]], dtype=DTYPE)
+    error = torch.tensor([[0.4], [0.7], [0.3], [0.3], [1.5], [0.001], [0.001]], dtype=DTYPE)
+    # 0 and 1 overlap; 2.5 and 2.6 differ in the second number; the wide one holds both of its neighbours.
+    order = torch.randperm(7)
+    assert _distinct(numbers[order], error[order]) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ def mnist(folder: Path) -> Images:
 
     Raises:
         FileNotFoundError: some are missing; the message says which were expected.
-        ValueError: one is no idx file of unsigned bytes, or images and labels differ in number.
+        ValueError: one is damaged or no idx file of unsigned bytes, or images and labels differ in number.
     """
     found = {part: read_idx(path) for part, path in _locate(folder, MNIST_FILES, ("", ".gz")).items()}
     for part in ("train", "test"):
@@ -63,7 +64,12 @@ def japanese_vowels(folder: Path) -> tuple[Sequences, Sequences]:
 
 def read_idx(path: Path) -> Tensor:
     """An idx file of unsigned bytes: two zeros, the type, the number of axes, their big-endian sizes, the entries."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: expected a whole gzip file, {error}; get the file again") from error
     if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise ValueError(
             f"{path}: expected an idx file of unsigned bytes, got one that begins with {data[:4].hex(' ')}"
@@ -77,7 +83,11 @@ def read_idx(path: Path) -> Tensor:
 
 def read_ts(path: Path) -> Sequences:
     """A .ts file: a line for each sample holds its channels, commas between their values, and last its label."""
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "@"))]
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text, {error}") from error
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "@"))]
     samples, labels = [], []
     for number, line in enumerate(lines, 1):
         *channels, label = line.split(":")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llr_fast.checks import check_count
+from llr_fast.checks import check_count, check_seed
 
 Commands = argparse._SubParsersAction
 Counts = Mapping[str, tuple[int, str]]  # name -> default and meaning
@@ -31,7 +31,7 @@ def add_experiment(
         flag = "--" + option.replace("_", "-")
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumable=True)
     return parser
 
 
@@ -39,9 +39,10 @@ def settings_of(options: argparse.Namespace, counts: Counts) -> dict[str, Any]:
     """The counts, each at least 1, and the seed.
 
     Raises:
-        ValueError: a count is less than 1.
+        ValueError: a count is less than 1, or the seed is none of torch's.
     """
     settings = {name: getattr(options, name) for name in counts}
     for name, value in settings.items():
         check_count(name, value)
+    check_seed(options.seed)
     return {**settings, "seed": options.seed}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from llr_fast.checks import check_folder
 from llr_fast.doctor import versions
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ class Study:
         settings: that the results depend on, ready for JSON.
 
     Raises:
-        ValueError: the folder holds steps of other settings.
+        OSError: no files can be written into the folder.
+        ValueError: it holds steps of other settings.
     """
 
     def __init__(self, name: str, out: Path, settings: Mapping[str, Any]) -> None:
         self.name, self.out, self.folder = name, out, out / name
         self.settings = json.loads(json.dumps(settings))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_folder("out", self.folder)
         known = _read(self.folder / "settings.json", self.settings)
         if known != self.settings:
             differing = sorted(k for k in known.keys() | settings.keys() if known.get(k) != self.settings.get(k))
@@ -128,7 +130,12 @@ def _commit() -> str:
 
 
 def _read(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON as an earlier run wrote it, {error}; delete it") from error
 
 
 def _write(path: Path, content: Any) -> None:

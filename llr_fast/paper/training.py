@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,11 +51,14 @@ def fit(
 
     Returns:
         For each score the best epoch: "epoch" (from 1), "score", and "state", a state_dict of the model.
+
+    Raises:
+        ValueError: the file is damaged.
     """
     model, optimizer = training.model, training.optimizer
     done, best = 0, {}
     if path and path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept = state(path)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         torch.set_rng_state(kept["random"])
@@ -76,6 +80,14 @@ def fit(
             _keep(path, model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch, best=best)
     model.eval()
     return best
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What `fit` kept; raises ValueError where the file is damaged."""
+    try:
+        return torch.load(path, weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: expected the state of a training run, got a damaged file; delete it") from error
 
 
 def _keep(path: Path, **state: Any) -> None:

@@ -17,6 +17,7 @@ from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.scornn import ScoRNN
 from llr_fast.paper.sequences import BATCH, LEARNING_RATE, Split, Variant, by_length, objective, split, train
 from llr_fast.paper.study import Study
+from llr_fast.paper.training import state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,7 @@ def _trained(variant: Variant, data: Split, study: Study) -> Trained:
     model = ScoRNN(channels, settings["hidden"], classes, rho=settings["rho"], slope=settings["slope"])
     path = study.folder / f"{variant.name}.pt"
     study.step(f"{variant.name}-trained", lambda: list(train(model, variant, data, settings, path)))
-    return Trained(model, torch.load(path, weights_only=True)["best"])
+    return Trained(model, state(path)["best"])
 
 
 def _measured(trained: Trained, by: str, data: Split) -> dict[str, Any]:

@@ -20,19 +20,23 @@ def activate(
     """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
 
     A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte.
+    Without an entry or a kink there is nothing to report.
     """
+    if not (kinks and x.value.numel()):
+        return x.replaced(value, x.linearization)
     above = [x.value > kink for kink in kinks]
-    piece = torch.empty(0, dtype=torch.int16)
+    piece = x.value.new_empty(0, dtype=torch.int16)
     if x.evaluation.certificate:
         piece = sum(above, torch.zeros_like(x.value, dtype=torch.int16))
-    is_mask = not isinstance(slopes[0], Tensor) and slopes == (0.0, 1.0)
-    slope = above[0] if is_mask else _slope(x, above, slopes)
-    return x.replaced(value, x.evaluation.report(name, x, kinks, piece, slope))
+    return x.replaced(value, x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes)))
 
 
 def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) -> Tensor:
-    """[*x.shape]: of the piece that each entry is on, in the dtype of the linearization."""
-    like = {"dtype": x.linearization.dtype, "device": x.value.device}
+    """[*x.shape]: of the piece that each entry is on, in the dtype of the linearization or as a mask."""
+    is_mask = not any(isinstance(slope, Tensor) or slope not in (0, 1) for slope in slopes)
+    if is_mask and slopes == (0, 1):
+        return above[0]
+    like: dict[str, Any] = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
     slope = torch.zeros(x.value.shape, **like) + torch.as_tensor(slopes[0], **like)
     for beyond, after in zip(above, slopes[1:], strict=True):
         slope = torch.where(beyond, torch.as_tensor(after, **like), slope)
@@ -141,15 +145,33 @@ def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 
 @rule("maximum", "minimum", "fmax", "fmin")
 def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
-    """max(a, b) = b + relu(a - b) and min(a, b) = a - relu(a - b): the neuron is a - b."""
-    a, b = input, other
-    name = function_name(function)
-    plain = [t.value if isinstance(t, LinearizedTensor) else t for t in (a, b)]
-    difference = a - b
-    plain = [t.to(difference.value.dtype) for t in plain]
-    positive = activate(difference, name, torch.relu(difference.value), (0.0,), (0.0, 1.0))
-    combined = b + positive if name.endswith("max") or name == "maximum" else a - positive
-    return combined.replaced(function(*plain), combined.linearization)
+    """The neuron is a - b; of the two one passes as it is, so that a and b that are the same neuron differ by 0."""
+    difference, name, larger = input - other, function_name(function), "max" in function.__name__
+    a, b = (t.value if isinstance(t, LinearizedTensor) else t.to(difference.value.dtype) for t in (input, other))
+    fixed = _never_passes(input, a, larger) | _never_passes(other, b, larger)
+    fixed_somewhere = bool(fixed.any())
+    if fixed_somewhere:  # there the neuron is dead
+        largest = torch.finfo(difference.value.dtype).max
+        value = difference.value.masked_fill(fixed & (a > b), largest).masked_fill(fixed & ~(a > b), -largest)
+        cut = difference.linearization.pointwise(lambda t: torch.where(fixed, 0.0, t), value.shape)
+        difference = difference.replaced(value, cut)
+    passes = (difference.value > 0) == larger  # of a, else of b
+    value = function(a, b)
+    activated = activate(difference, name, value, (0.0,), (0.0, 1.0) if larger else (1.0, 0.0))
+    if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
+        chosen = input.linearization.pointwise(lambda s, t: torch.where(passes, s, t), value.shape, other.linearization)
+    elif isinstance(other, LinearizedTensor):
+        chosen = other.linearization.pointwise(lambda t: torch.where(passes, 0.0, t), value.shape)
+    elif fixed_somewhere:
+        chosen = input.linearization.pointwise(lambda t: torch.where(passes, t, 0.0), value.shape)
+    else:
+        return activated
+    return difference.replaced(value, chosen)
+
+
+def _never_passes(operand: Any, value: Tensor, larger: bool) -> Tensor:
+    """Where the operand is an infinite constant: -inf in a maximum and inf in a minimum are, whatever it is."""
+    return value == (-math.inf if larger else math.inf) if isinstance(operand, LinearizedTensor) else value.isinf()
 
 
 @rule("max", "min")

@@ -68,42 +68,55 @@ def _adaptive_max_pool(
 
 
 def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTensor:
-    shape = [len(windows) for windows in bounds]
-    entries, inside = _windows(bounds, x.value.shape[2:])
-    entries, inside = entries.to(x.value.device), inside.to(x.value.device)
+    """Entries of -inf are padding: where all samples and channels have it they are no neurons, else dead ones."""
+    shape, sizes = [len(windows) for windows in bounds], x.value.shape[2:]
     flat = x.value.flatten(2)  # [B, C, space]
-    winner = flat[..., entries].masked_fill(~inside, -math.inf).argmax(-1)  # [B, C, windows], place in the window
-    window, place = (inside.cumsum(1) < inside.sum(1, keepdim=True)).logical_and(inside).nonzero(as_tuple=True)
+    infinite = flat.detach() == -math.inf
+    padded = infinite.flatten(0, 1).all(0)
+    entries, real, counted = (t.to(flat.device) for t in _windows(bounds, sizes, padded.cpu()))
+    winner = flat[..., entries].masked_fill(~real, -math.inf).argmax(-1)  # [B, C, windows], place in the window
+    window, place = (counted.cumsum(1) < counted.sum(1, keepdim=True)).logical_and(counted).nonzero(as_tuple=True)
     other = place + (place >= winner[..., window])  # [B, C, constraints]: every place but the winner's
     losers = entries[window, other]
     winners = entries.expand(*winner.shape, -1).gather(-1, winner.unsqueeze(-1)).squeeze(-1)
+    empty, dead = real.logical_not().all(1), infinite.gather(-1, losers)
+    any_empty, any_dead = bool(empty.any()), bool(dead.any())
 
-    def winning(t: Tensor) -> Tensor:
-        return t.flatten(2).gather(-1, winners)
+    def winning(t: Tensor, nothing: float = 0.0) -> Tensor:
+        found = t.flatten(2).gather(-1, winners)
+        return found.masked_fill(empty, nothing) if any_empty else found
 
-    def lead(t: Tensor) -> Tensor:
-        return winning(t)[..., window] - t.flatten(2).gather(-1, losers)
+    def lead(t: Tensor, of_dead: float = 0.0) -> Tensor:
+        found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
+        return found.masked_fill(dead, of_dead) if any_dead else found
 
-    ahead = x.replaced(lead(x.value), x.linearization.mapped(lead))
-    piece = winner[..., window].to(torch.int16)
-    ones = torch.ones_like(ahead.value, dtype=x.linearization.dtype)
-    x.evaluation.report(function_name(function).removesuffix("_with_indices"), ahead, (0.0,), piece, ones)
-    value = winning(x.value).unflatten(-1, shape)
+    if window.numel():
+        ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
+        piece = winner[..., window].to(torch.int16 if entries.size(1) <= 2**15 else torch.int32)
+        slope = torch.ones_like(ahead.value, dtype=torch.bool)
+        x.evaluation.report(function_name(function).removesuffix("_with_indices"), ahead, (0.0,), piece, slope)
+    value = winning(x.value, -math.inf).unflatten(-1, shape)
     return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)))
 
 
-def _windows(bounds: Bounds, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Flat positions of the entries of each window, [windows, places], real ones first; and which are real."""
-    flat, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+def _windows(bounds: Bounds, sizes: Sequence[int], padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat positions of the entries of each window, [windows, places]; which are real; and which of these count.
+
+    Those that count come first and those that are not real last. `padded` [space] says which positions do not count.
+    """
+    flat = torch.zeros(1, 1, dtype=torch.long, device="cpu")
+    real = torch.ones_like(flat, dtype=torch.bool)
     for windows, size in zip(bounds, sizes, strict=True):
         places = max(len(window) for window in windows)
-        position = torch.tensor([window + [-1] * (places - len(window)) for window in windows])
+        padded = [window + [-1] * (places - len(window)) for window in windows]
+        position = torch.tensor(padded, device="cpu")
         here = (position >= 0) & (position < size)
         flat = (flat[:, None, :, None] * size + position[None, :, None, :]).flatten(2).flatten(0, 1)
         real = (real[:, None, :, None] & here[None, :, None, :]).flatten(2).flatten(0, 1)
-    order = real.logical_not().long().argsort(dim=1, stable=True)
-    real = real.gather(1, order)
-    return flat.gather(1, order).masked_fill(~real, 0), real
+    flat = flat.masked_fill(~real, 0)
+    counted = real & ~padded[flat]
+    order = (2 - counted.long() - real.long()).argsort(dim=1, stable=True)
+    return flat.gather(1, order), real.gather(1, order), counted.gather(1, order)
 
 
 def _each(value: Any, rank: int) -> list[Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import fails
 from test_datasets import idx
 
 from llr_fast import gradient_norms
@@ -86,27 +87,39 @@ def test_interrupted_run_goes_on_to_the_same_numbers(name, data, tmp_path, monke
             raise KeyboardInterrupt
         return step(*arguments, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="130"):
         patched.setattr(torch.optim.SGD, "step", interrupted)
         command(name, data, tmp_path / "parts")
     command(name, data, tmp_path / "parts")
     assert numbers(tmp_path / "parts", name) == numbers(tmp_path / "whole", name)
 
 
-def test_other_settings_need_another_folder(data, tmp_path):
+def test_other_settings_need_another_folder(data, tmp_path, capsys):
     command("timing", data, tmp_path)
-    with pytest.raises(ValueError, match=r"out: expected a folder of the same settings .* with seed=0"):
+    with fails(capsys, r"^error: out: expected a folder of the same settings .* with seed=0"):
         command("timing", data, tmp_path, "--seed", "1")
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_wrong_folder_and_wrong_count(name, data, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected the files train-images-idx3-ubyte"):
+def test_wrong_folder_and_wrong_count(name, data, tmp_path, capsys):
+    with fails(capsys, "^error: data: expected the files train-images-idx3-ubyte"):
         command(name, tmp_path, tmp_path)
     option = TINY[name].split()[0]
-    with pytest.raises(ValueError, match=f"{option[2:]}: expected"):
+    with fails(capsys, f"^error: {option[2:]}: expected"):
         command(name, data, tmp_path, option, "0")
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_are_named(data, tmp_path, capsys):
+    command("distortion", data, tmp_path, "--networks", "1")
+    folder = tmp_path / "distortion"
+    (folder / "vanilla-0.json").unlink()
+    (folder / "vanilla-0.pt").write_bytes((folder / "vanilla-0.pt").read_bytes()[:-100])
+    with fails(capsys, r"^error: .*vanilla-0\.pt: expected the state of a training run"):
+        command("distortion", data, tmp_path, "--networks", "1")
+    (folder / "durations.json").write_text("{")
+    with fails(capsys, r"^error: .*durations\.json: expected JSON"):
+        command("distortion", data, tmp_path, "--networks", "1")
 
 
 def test_table_of_the_paper(data, tmp_path):

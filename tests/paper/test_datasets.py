@@ -53,6 +53,14 @@ def test_broken_idx_files(tmp_path, content, message):
         datasets.read_idx(tmp_path / "file")
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b[:12] + b"?" + b[13:], lambda b: b"?" + b[1:]])
+def test_damaged_gzip_files_are_named(tmp_path, damage):
+    whole = gzip.compress(idx(torch.arange(200, dtype=torch.uint8)))
+    (tmp_path / "file.gz").write_bytes(damage(whole))
+    with pytest.raises(ValueError, match=r"file\.gz: expected a whole gzip file, "):
+        datasets.read_idx(tmp_path / "file.gz")
+
+
 def test_numbers_of_images_and_labels_differ(folder):
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(torch.zeros(3, dtype=torch.uint8))))
     with pytest.raises(ValueError, match=r"test images .* got \(2, 3, 4\) and \(3,\)"):
@@ -70,6 +78,12 @@ def test_sequences(tmp_path):
 def test_broken_sequences(tmp_path, line):
     (tmp_path / "a.ts").write_text(f"@data\n1,2:3,4:a\n{line}\n")
     with pytest.raises(ValueError, match="sample 2: expected channels of equally many numbers"):
+        datasets.read_ts(tmp_path / "a.ts")
+
+
+def test_sequences_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.ts").write_bytes(bytes([255, 254, 0]))
+    with pytest.raises(ValueError, match=r"a\.ts: expected text"):
         datasets.read_ts(tmp_path / "a.ts")
 
 

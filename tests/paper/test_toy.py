@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import fails
 
 from llr_fast.__main__ import main
 from llr_fast.paper import toy
@@ -40,7 +41,7 @@ def test_second_run_trains_nothing(finished, monkeypatch):
     assert (finished / "toy.md").read_text() == first
 
 
-def test_an_interrupted_run_goes_on_to_the_same_result(finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_result(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "KEPT", 2)
     steps, step = [], torch.optim.Adam.step
 
@@ -52,7 +53,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(finished, tmp_path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.Adam, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with fails(capsys, "^interrupted; running the same command again goes on where it stopped$", 130):
             command(tmp_path)
     before = len(steps)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *a, **k: (steps.append(None), step(*a, **k)))
@@ -72,13 +73,13 @@ def test_boundaries_that_lines_cross_are_counted_by_length(monkeypatch):
     assert found["linear regions"] == 4
 
 
-def test_other_settings_need_another_folder(finished):
-    with pytest.raises(ValueError, match="out: expected a folder of the same settings"):
+def test_other_settings_need_another_folder(finished, capsys):
+    with fails(capsys, "^error: out: expected a folder of the same settings"):
         command(finished, "--seed", "1")
 
 
-def test_no_points_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="points: expected at least 1"):
+def test_no_points_are_refused(tmp_path, capsys):
+    with fails(capsys, "^error: points: expected at least 1"):
         command(tmp_path, "--points", "0")
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import fails
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -81,7 +82,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(finished, data, tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.Adam, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             command(data, parts)
     command(data, parts)
     results = [json.loads((out / "vowels.json").read_text())["results"] for out in (whole, parts)]
@@ -95,14 +96,14 @@ def test_exact_estimator(data, tmp_path):
         assert all(draw == pytest.approx(check["exact"], rel=0.5) for draw in check["draws"])
 
 
-def test_wrong_folder_says_which_files_are_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"JapaneseVowels_TRAIN\.ts, JapaneseVowels_TEST\.ts"):
+def test_wrong_folder_says_which_files_are_expected(tmp_path, capsys):
+    with fails(capsys, r"JapaneseVowels_TRAIN\.ts, JapaneseVowels_TEST\.ts"):
         command(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("option", "value"), [("held", "4"), ("epochs", "0"), ("hidden", "5")])
-def test_options_outside_their_range_are_refused(data, tmp_path, option, value):
-    with pytest.raises(ValueError, match=f"{option}: expected"):
+def test_options_outside_their_range_are_refused(data, tmp_path, option, value, capsys):
+    with fails(capsys, f"^error: {option}: expected"):
         command(data, tmp_path, f"--{option}", value)
 
 
