@@ -240,7 +240,7 @@ def densities(case: Case) -> None:
             if ((ratios - radius).abs() <= 2 * NORM * radius).any():
                 continue
             want = torch.tensor([int((sample.margins(p) <= radius).sum()) for sample in case.samples])
-            for method in ("exact", "search"):
+            for method in ("exact", "search") if p == case.p else ("exact",):
                 got = llr_fast.region_density(case.model, case.x, radius, p, method=method, progress=False)
                 what = f"region_density(radius={radius:.4g}, p={p}, method={method!r})"
                 expect(torch.equal(got, want), f"{what}: {got.tolist()} instead of {want.tolist()}")
