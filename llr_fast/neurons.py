@@ -119,7 +119,7 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     certify.check(model, x, dtype)
     check_direction(direction, x)
     along, start = direction.detach().to(dtype), x.detach().to(dtype)
-    scale = _power_of_two(start) / _power_of_two(along)
+    scale = (_power_of_two(start) / _power_of_two(along)).clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max)
     along = along * scale.view(-1, *[1] * (x.dim() - 1))
     layers = certify.evaluate(model, x, with_terms(along, torch.maximum(start.abs(), along.abs())), dtype)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)

@@ -230,3 +230,12 @@ def test_clamp_without_bounds_has_no_neurons():
     model = nn.Sequential(nn.Identity(), networks.Apply(lambda t: t.clamp(-math.inf, math.inf)))
     assert llr_fast.margin(model, x).value.isinf().all() and llr_fast.gradient_norms(model, x) == []
     assert llr_fast.directional_margin(model, x, x).isinf().all()
+    constant = nn.Sequential(networks.Apply(lambda t: t.clamp(min=math.inf)), nn.Linear(3, 2))
+    assert llr_fast.count_linear_regions(constant, [x]).lower == 1
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e300])
+def test_directions_of_any_length(scale):
+    x, direction = torch.tensor([[1.0, 2.0]], dtype=DTYPE), torch.tensor([[-1.0, -1.0]], dtype=DTYPE)
+    margin = llr_fast.directional_margin(nn.ReLU(), x, scale * direction).item()
+    assert margin == (math.inf if scale < 1e-308 else pytest.approx(1 / scale))

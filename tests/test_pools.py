@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import llr_fast
+from llr_fast.plane import regions_on_plane
 
 DTYPE = torch.float64
 
@@ -93,7 +94,7 @@ def test_window_without_an_entry_is_what_torch_makes_of_it():
     x = torch.full((1, 1, 1), 3.0)
     assert llr_fast.margin(model, x).value.isinf().all()
     observed = []
-    llr_fast.margin(nn.Sequential(model, networks.Apply(lambda t: observed.append(t.value) or t)), x)
+    llr_fast.margin(nn.Sequential(model, networks.Apply(lambda t: observed.append(getattr(t, "value", t)) or t)), x)
     assert torch.equal(observed[0], model(x).double()) and observed[0].isinf().all()
 
 
@@ -180,6 +181,26 @@ def test_window_of_nothing_but_minus_infinity():
     assert torch.equal(output, Masked()(x)) and penalty.isfinite()
     assert llr_fast.count_linear_regions(Masked(), [x], progress=False).lower == 2
     everything(Masked(), x)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_planes_of_networks_with_windows_of_one_entry(relu):
+    model = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.MaxPool1d(1), *[nn.ReLU()] * relu)
+    regions = regions_on_plane(model, (-1, 2, -1, 1), like=torch.zeros(1), progress=False)
+    assert len(regions) == (4 if relu else 1)
+
+
+def test_default_device_does_not_matter():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv1d(1, 2, 2), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(4, 3), nn.ReLU()),
+        torch.randn(3, 1, 5),
+    )
+    with torch.device("meta"):
+        llr_fast.directional_margin(model, x, x)
+        llr_fast.activation_pattern(model, x)
+        llr_fast.count_linear_regions(model, [x], progress=False)
+        llr_fast.regions_along(model, x[:1], x[1:2], progress=False)
 
 
 def test_other_infinities_are_refused():

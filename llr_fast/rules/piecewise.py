@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.linearize import LinearizedTensor
-from llr_fast.rules.affine import require_constant
+from llr_fast.linearize import LinearizedTensor, identity
+from llr_fast.rules.affine import pointwise, require_constant
 from llr_fast.rules.table import function_name, refuse, rule
 
 
@@ -20,9 +20,8 @@ def activate(
     """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
 
     A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte.
-    Without an entry or a kink there is nothing to report.
     """
-    if not (kinks and x.value.numel()):
+    if not x.value.numel():
         return x.replaced(value, x.linearization)
     above = [x.value > kink for kink in kinks]
     piece = x.value.new_empty(0, dtype=torch.int16)
@@ -102,8 +101,10 @@ def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None)
     lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
     bounded = [(kink, after) for kink, after in ((lower, 1.0), (upper, 0.0)) if math.isfinite(kink)]
     slopes = (1.0 if lower == -math.inf else 0.0, *(after for _, after in bounded))
-    kinks = tuple(float(kink) for kink, _ in bounded)
-    return activate(x, function_name(function).rstrip("_"), torch.clamp(x.value, min, max), kinks, slopes)
+    kinks, value = tuple(float(kink) for kink, _ in bounded), torch.clamp(x.value, min, max)
+    if not kinks:
+        return pointwise(x, value, identity if slopes == (1.0,) else torch.zeros_like)
+    return activate(x, function_name(function).rstrip("_"), value, kinks, slopes)
 
 
 @rule("clamp_min", inplace=True)

@@ -72,23 +72,25 @@ def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTenso
     shape, sizes = [len(windows) for windows in bounds], x.value.shape[2:]
     flat = x.value.flatten(2)  # [B, C, space]
     infinite = flat.detach() == -math.inf
-    padded = infinite.flatten(0, 1).all(0)
-    entries, real, counted = (t.to(flat.device) for t in _windows(bounds, sizes, padded.cpu()))
+    times = infinite.flatten(0, 1).sum(0).cpu()  # how often each position is padding
+    padded = times == infinite[..., 0].numel()
+    entries, real, counted = _windows(bounds, sizes, padded)
+    empty, some_empty, some_dead = real.logical_not().all(1), not real.any(1).all(), bool((times > 0)[~padded].any())
+    entries, real, counted, empty = (t.to(flat.device) for t in (entries, real, counted, empty))
     winner = flat[..., entries].masked_fill(~real, -math.inf).argmax(-1)  # [B, C, windows], place in the window
     window, place = (counted.cumsum(1) < counted.sum(1, keepdim=True)).logical_and(counted).nonzero(as_tuple=True)
     other = place + (place >= winner[..., window])  # [B, C, constraints]: every place but the winner's
     losers = entries[window, other]
     winners = entries.expand(*winner.shape, -1).gather(-1, winner.unsqueeze(-1)).squeeze(-1)
-    empty, dead = real.logical_not().all(1), infinite.gather(-1, losers)
-    any_empty, any_dead = bool(empty.any()), bool(dead.any())
+    dead = infinite.gather(-1, losers) if some_dead else infinite
 
     def winning(t: Tensor, nothing: float = 0.0) -> Tensor:
         found = t.flatten(2).gather(-1, winners)
-        return found.masked_fill(empty, nothing) if any_empty else found
+        return found.masked_fill(empty, nothing) if some_empty else found
 
     def lead(t: Tensor, of_dead: float = 0.0) -> Tensor:
         found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
-        return found.masked_fill(dead, of_dead) if any_dead else found
+        return found.masked_fill(dead, of_dead) if some_dead else found
 
     if window.numel():
         ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
@@ -104,12 +106,10 @@ def _windows(bounds: Bounds, sizes: Sequence[int], padded: Tensor) -> tuple[Tens
 
     Those that count come first and those that are not real last. `padded` [space] says which positions do not count.
     """
-    flat = torch.zeros(1, 1, dtype=torch.long, device="cpu")
-    real = torch.ones_like(flat, dtype=torch.bool)
+    flat, real = torch.zeros(1, 1, dtype=torch.long, device="cpu"), torch.ones(1, 1, dtype=torch.bool, device="cpu")
     for windows, size in zip(bounds, sizes, strict=True):
         places = max(len(window) for window in windows)
-        padded = [window + [-1] * (places - len(window)) for window in windows]
-        position = torch.tensor(padded, device="cpu")
+        position = torch.tensor([window + [-1] * (places - len(window)) for window in windows], device="cpu")
         here = (position >= 0) & (position < size)
         flat = (flat[:, None, :, None] * size + position[None, :, None, :]).flatten(2).flatten(0, 1)
         real = (real[:, None, :, None] & here[None, :, None, :]).flatten(2).flatten(0, 1)
