@@ -63,7 +63,7 @@ def build(seed: int) -> Network:
 def _body(draw: random.Random, shape: tuple) -> nn.Module:
     """Parts that fit one after the other, and a hidden dense layer and an output of three classes."""
     parts, budget = [], MOST_NEURONS
-    for _ in range(draw.randint(2, 6)):
+    for _ in range(draw.randint(1, 5)):
         fitting = [part for part in blocks.PARTS if part.fits(shape)]
         part = draw.choice(fitting)(draw, shape)
         neurons, after = _probe(part, shape)
