@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import blocks
 
-MOST_NEURONS = 110
+MOST_NEURONS = 80
 SHAPES = [(3,), (5,), (8,), (12,), (6,), (1,), (1, 4, 4), (2, 3, 3), (3, 2, 4), (1, 5, 5), (4, 2), (3, 4)]
 DTYPES = {torch.float32: 45, torch.float64: 45, torch.bfloat16: 10}  # and how often
 SCALES = {1.0: 80, 1e6: 10, 1e-24: 10}  # of weights, and how often
