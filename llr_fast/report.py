@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, distributed, nn
 
-from llr_fast import norms
+from llr_fast import certify, norms
 from llr_fast.batches import stream
 from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
 from llr_fast.margin import METHODS, margin
@@ -191,13 +191,13 @@ class _Normalising(nn.Module):
 
     std: Tensor
 
-    def __init__(self, model: nn.Module, std: Tensor) -> None:
+    def __init__(self, model: nn.Module, std: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
         self.register_buffer("std", std)
 
     def forward(self, v: Tensor) -> Any:
-        return self.model(v / self.std)
+        return self.model((v / self.std).to(self.dtype))
 
 
 def _before_normalisation(
@@ -226,4 +226,4 @@ def _before_normalisation(
     if (scale == scale.flatten()[0]).all():
         # Every margin is multiplied by it, and the model itself may have a faster way than through a division.
         return model, x, scale.flatten()[0].item()
-    return _Normalising(model, scale), x.double() * scale, 1.0
+    return _Normalising(model, scale, certify.model_dtype(model, x.double())), x.double() * scale, 1.0

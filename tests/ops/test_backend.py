@@ -56,7 +56,7 @@ def test_the_environment_is_read_at_first_use(monkeypatch):
     assert selected() == "reference"
     monkeypatch.setattr(backends_module, "_process_choice", None)
     monkeypatch.setenv("LLR_FAST_BACKEND", "fastest")
-    with pytest.raises(ValueError, match=r"backend: expected one of auto, .*got 'fastest'"):
+    with pytest.raises(ValueError, match=r"LLR_FAST_BACKEND: expected one of auto, .*got 'fastest'"):
         selected()
 
 
