@@ -83,8 +83,8 @@ def offset(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
 class Evaluation:
     """Settings and findings of one evaluation of `model`.
 
-    A certificate refuses layers in training mode, cuts parameters out of the graph and computes values in a precision
-    of its own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
+    A certificate refuses layers in training mode and cuts parameters out of the graph. Values may have a precision of
+    their own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
     Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
     running statistics alone.
     """
@@ -104,7 +104,8 @@ class Evaluation:
         """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
         if not isinstance(tensor, Tensor) or isinstance(tensor, LinearizedTensor) or not tensor.is_floating_point():
             return tensor
-        return tensor.detach().to(like) if self.certificate else tensor
+        tensor = tensor.detach() if self.certificate else tensor
+        return tensor if self.declared is None else tensor.to(like)
 
     def owned(self, argument: Any) -> Any:
         """An argument of a torch function as it is now: the network may change its lists, arrays and tensors later.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr_fast import cost, estimators
+from llr_fast import certify, cost, estimators, norms
 from llr_fast.checks import (
     check_choice,
     check_count,
@@ -148,8 +148,8 @@ class MarginLoss(nn.Module):
     """Distance regularisation (Eq. 4 of Lee et al., 2019): penalty = -lam * mean over the batch of eps_2(x).
 
     The margin is found without a graph; then one direction, the unit gradient u of the neuron that bounds the region,
-    gives ||grad z||_2 = <grad z, u> with its derivative by the parameters, so no double backward is needed. Samples
-    whose margin is infinite contribute nothing.
+    gives ||grad z||_2 = <grad z, u> with its derivative by the parameters, so no double backward is needed. All of this
+    is computed in float64, and the output by the model as it is. Samples whose margin is infinite contribute nothing.
 
     Args:
         model: a piecewise-linear network without layers in training mode; its forward takes x [B, ...].
@@ -174,17 +174,18 @@ class MarginLoss(nn.Module):
         check_not_distributed(self.model)
         check_input(self.model, x)
         found = margin(self.model, x)
-        length = found.gradient.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
-        unit = (found.gradient / length).masked_fill(length == 0, 0).to(x.dtype)
-        directions, evaluation = Directions(unit.unsqueeze(0)), Evaluation(self.model)
-        output, layers = estimators.evaluate(x, directions, evaluation)
+        length = norms.norm(found.gradient, 2).view(-1, *[1] * (x.dim() - 1))
+        unit = (found.gradient / length).masked_fill(length == 0, 0)
+        evaluation = Evaluation(self.model, declared=certify.model_dtype(self.model, x))
+        with torch.autocast(x.device.type, enabled=False):
+            layers = estimators.evaluate(x.double(), Directions(unit.unsqueeze(0)), evaluation)[1]
         bounded = []
         for index, layer in enumerate(layers):
             rows = (found.layer == index).nonzero().squeeze(1)
             at = rows, found.neuron[rows]
-            distance, length = layer.distance[at], layer.statistic[0][at]
-            bounded.append(distance.to(accumulation_dtype(distance.dtype)) / length)
-        return output, -self.lam * torch.cat(bounded).sum() / x.size(0)
+            bounded.append(layer.distance[at] / layer.statistic[0][at])
+        penalty = -self.lam * torch.cat(bounded).sum() / x.size(0)
+        return self.model(x), penalty.to(accumulation_dtype(x.dtype))
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"
