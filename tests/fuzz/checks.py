@@ -236,7 +236,7 @@ def densities(case: Case) -> None:
         if not len(ratios):
             continue
         least, middle = ratios[0].item(), ratios[len(ratios) // 2].item()
-        for radius in {1: (0.0, middle * 1.01), 2: (least * 0.99, least * 1.01), math.inf: (middle * 1.01,)}[p]:
+        for radius in {1: (middle * 1.01,), 2: (least * 0.99, least * 1.01), math.inf: (0.0,)}[p]:
             if ((ratios - radius).abs() <= 2 * NORM * radius).any():
                 continue
             want = torch.tensor([int((sample.margins(p) <= radius).sum()) for sample in case.samples])
