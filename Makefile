@@ -14,7 +14,9 @@ BENCH := mkdir -p .benchmarks && $(BIN)/pytest benches --benchmark-enable --benc
 
 export LLR_FAST_BUILD_EXT ?= auto
 
-.PHONY: demo gallery test check bench test-gpu bench-gpu clean
+N ?= 2000
+
+.PHONY: demo gallery test fuzz check bench test-gpu bench-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m llr_fast demo
@@ -26,6 +28,11 @@ gallery: $(INSTALLED)
 test: $(INSTALLED)
 	$(PARALLEL) llr_fast tests -m "not gpu"
 	$(if $(INTERPRETED),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
+
+# Random networks against the oracle: make fuzz N=2000, make fuzz MINUTES=30 START=5000, make fuzz SEED=123.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz --count $(N) $(if $(START),--start $(START)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -15,11 +15,33 @@ from torch.overrides import TorchFunctionMode
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
 
 
+class Note(NamedTuple):
+    """One call of a piecewise-linear function."""
+
+    z: Tensor  # [n]
+    kinks: list[float]
+    winner: Tensor | None = None  # [n], of a max-pooling: the place in its window of the entry that is ahead by z
+    wins: Tensor | None = None  # of a max-pooling: whether an entry is the largest of its window, for each of these
+
+    @property
+    def piece(self) -> Tensor:
+        return sum((self.z > kink).long() for kink in self.kinks) if self.winner is None else self.winner
+
+    @property
+    def state(self) -> Tensor:
+        """Equal at two points where the same piece holds, whichever of several equal entries a pool calls largest."""
+        return (self.piece if self.wins is None else self.wins.long()).detach()
+
+
 class Layer(NamedTuple):
     z: Tensor  # [n]
     kinks: list[float]
     gradient: Tensor  # [n, D]
-    pool: bool
+    note: Note
+
+    @property
+    def pool(self) -> bool:
+        return self.note.winner is not None
 
     @property
     def offset(self) -> Tensor:
@@ -40,7 +62,7 @@ class Layer(NamedTuple):
 
     @property
     def piece(self) -> Tensor:
-        return sum((self.z > kink).long() for kink in self.kinks)
+        return self.note.piece
 
 
 def neurons(model: nn.Module, x: Tensor, create_graph: bool = False) -> list[Layer]:
@@ -48,17 +70,27 @@ def neurons(model: nn.Module, x: Tensor, create_graph: bool = False) -> list[Lay
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad(), Recorder() as recorder:
         model(x)
-    layers = [Layer(z, kinks, gradients(z, x, create_graph), pool) for z, kinks, pool in recorder.layers]
+    layers = [Layer(note.z, note.kinks, gradients(note.z, x, create_graph), note) for note in recorder.layers]
     return layers if create_graph else [layer._replace(z=layer.z.detach()) for layer in layers]
 
 
+@torch.no_grad()
+def pattern(model: nn.Module, x: Tensor) -> Tensor:
+    """What tells the pieces of one sample, x [1, ...], from those of another."""
+    with Recorder() as recorder:
+        model(x)
+    return torch.cat([note.state for note in recorder.layers])
+
+
 def gradients(z: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    if not len(z) or not z.requires_grad:
+        return x.new_zeros(len(z), x.numel())
     options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
     return torch.stack([torch.autograd.grad(neuron, x, **options)[0].flatten() for neuron in z])
 
 
 class Recorder(TorchFunctionMode):
-    """Notes (z [n], kinks, is it a pool) for each piecewise-linear function that runs."""
+    """Takes a note of each piecewise-linear function that runs."""
 
     def __init__(self):
         super().__init__()
@@ -71,12 +103,12 @@ class Recorder(TorchFunctionMode):
         call = Arguments(args, kwargs)
         z, other = call(0, "input"), call(1, "other")
         if name in ("maximum", "minimum", "fmax", "fmin", "max", "min") and isinstance(other, Tensor):
-            self.layers.append(((z - other).flatten(), [0.0], False))
+            self.layers.append(Note((z - other).flatten(), [0.0]))
         elif name in KINKS:
-            self.layers.append((z.clone().flatten(), KINKS[name](call), False))
+            self.layers.append(Note(z.clone().flatten(), KINKS[name](call)))
         elif "max_pool" in name:
             windows = adaptive_windows if name.startswith("adaptive") else sliding_windows
-            self.layers.append((pool_neurons(z, windows, int(name[-2]), call), [0.0], True))
+            self.layers.append(pool_neurons(z, windows, int(name[-2]), call))
         if name == "hardsigmoid":
             return (z / 6 + 0.5).clamp(0, 1)  # its derivative in torch is 1/6 rounded to float32
         return func(*args, **kwargs)
@@ -116,19 +148,22 @@ KINKS = {
 }
 
 
-def pool_neurons(z: Tensor, windows, axes: int, call: Arguments) -> Tensor:
-    """Winner minus every other entry, for every window of every channel."""
+def pool_neurons(z: Tensor, windows, axes: int, call: Arguments) -> Note:
+    """Winner minus every other entry, for every window of every channel; entries of -inf are padding, no neurons."""
     shape = z.shape[-axes:]
     channels = z.reshape(-1, math.prod(shape))
     steps = [math.prod(shape[axis + 1 :]) for axis in range(axes)]
-    differences = []
+    differences, winners, wins = [z.new_zeros(0)], [], [torch.zeros(0, dtype=torch.bool)]
     for channel in channels:
         for window in itertools.product(*windows(shape, call)):
             places = [sum(i * step for i, step in zip(place, steps)) for place in itertools.product(*window)]
             entries = channel[places]
             winner = int(entries.argmax())
-            differences += [entries[winner] - entry for k, entry in enumerate(entries) if k != winner]
-    return torch.stack(differences)
+            others = [k for k, entry in enumerate(entries.tolist()) if k != winner and entry > -math.inf]
+            differences.append(entries[winner] - entries[others])
+            winners += [winner] * len(others)
+            wins.append(entries == entries[winner])
+    return Note(torch.cat(differences), [0.0], torch.tensor(winners, dtype=torch.long), torch.cat(wins))
 
 
 def each_axis(value, axes: int) -> list:
@@ -163,7 +198,7 @@ def adaptive_windows(shape, call: Arguments) -> list[list[list[int]]]:
 
 def margin(model: nn.Module, x: Tensor, p: float) -> Tensor:
     """eps_p of every sample, x [B, ...] -> [B]."""
-    return torch.stack([min(layer.margin(p).min() for layer in neurons(model, sample)) for sample in x.split(1)])
+    return torch.stack([torch.cat([n.margin(p) for n in neurons(model, sample)]).min() for sample in x.split(1)])
 
 
 def directional_margin(layers: list[Layer], direction: Tensor) -> float:
@@ -176,9 +211,12 @@ def directional_margin(layers: list[Layer], direction: Tensor) -> float:
 
 def roll_penalty(model: nn.Module, x: Tensor, lam: float = 1.0, C: float = 1.0, gamma: float = 100.0) -> Tensor:
     """Eq. 9, and Eq. 7 at gamma = 0; differentiable in the parameters by double backward."""
+    return roll_penalty_of([neurons(model, sample, create_graph=True) for sample in x.split(1)], lam, C, gamma)
+
+
+def roll_penalty_of(samples: list[list[Layer]], lam: float = 1.0, C: float = 1.0, gamma: float = 100.0) -> Tensor:
     means = []
-    for sample in x.split(1):
-        layers = neurons(model, sample, create_graph=True)
+    for layers in samples:
         terms = torch.cat([layer.gradient.square().sum(1) + C * (1 - layer.distance).clamp(min=0) for layer in layers])
         means.append(terms.topk(max(1, math.ceil(terms.numel() * gamma / 100))).values.mean())
     return lam * torch.stack(means).mean()
@@ -186,12 +224,15 @@ def roll_penalty(model: nn.Module, x: Tensor, lam: float = 1.0, C: float = 1.0, 
 
 def margin_penalty(model: nn.Module, x: Tensor, lam: float = 1.0) -> Tensor:
     """Eq. 4, differentiable in the parameters by double backward."""
-    total = x.new_zeros(())
-    for sample in x.split(1):
-        layers = neurons(model, sample, create_graph=True)
+    return margin_penalty_of([neurons(model, sample, create_graph=True) for sample in x.split(1)], lam)
+
+
+def margin_penalty_of(samples: list[list[Layer]], lam: float = 1.0) -> Tensor:
+    margins = [samples[0][0].z.new_zeros(())]
+    for layers in samples:
         gradient = torch.cat([layer.gradient for layer in layers])
         distance = torch.cat([layer.distance for layer in layers])
         alive = (gradient != 0).any(1)
         if alive.any():
-            total = total + (distance[alive] / gradient[alive].norm(dim=1)).min()
-    return -lam * total / x.shape[0]
+            margins.append((distance[alive] / gradient[alive].norm(dim=1)).min())
+    return -lam * torch.stack(margins).sum() / len(samples)
