@@ -126,7 +126,7 @@ def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Ten
             break
     for i in set(range(len(still))) - set(found):
         found[i] = torch.full_like(probe.fine.tangents[i], torch.inf)
-    return [found[i].masked_fill_(none, 0) for i, none in enumerate(still)]
+    return [found[i].masked_fill(none, 0) for i, none in enumerate(still)]
 
 
 def _has_square(measured: Tensor, still: Tensor, low: float, high: float) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -204,6 +205,13 @@ class Evaluation:
         return f"{name}#{repeats + 1}" if repeats else name
 
 
+@functools.cache
+def _rules() -> ModuleType:
+    from llr_fast import rules  # here: they are written in terms of the class below
+
+    return rules
+
+
 class LinearizedTensor(Tensor):
     """A tensor that depends on the network's input: its value and its linearization.
 
@@ -240,9 +248,7 @@ class LinearizedTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from llr_fast import rules  # here: rules are written in terms of this class
-
-        return rules.apply(func, args, kwargs or {})
+        return _rules().apply(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[override]

@@ -110,13 +110,15 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
 
 @rule("where")
 def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedTensor:
+    if function is Tensor.where:  # the method's order is another one
+        condition, input = input, condition
     if isinstance(condition, LinearizedTensor):
         raise refuse(condition, function, "a condition that depends on the network's input hides a kink")
     condition = condition.bool()  # torch takes bytes too, whose ~ is no negation
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
         return total(function, input, other, lambda s, t: torch.where(condition, s, t))
     if not isinstance(input, LinearizedTensor):
-        return _where(function, ~condition, other, input)
+        return _where(torch.where, ~condition, other, input)
     (for_value,), _ = constants(input, other)
     return pointwise(input, torch.where(condition, input.value, for_value), lambda t: torch.where(condition, t, 0.0))
 
@@ -186,6 +188,7 @@ def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
     if len(where) > 1:
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     for_value, for_tangents = constants(x, *operands)
+    for_tangents[where[0]] = None  # the tangents themselves
     inputs, output = _explicit(equation.replace(" ", ""), [operand.dim() for operand in operands])
     label = inputs[where[0]][x.samples.dim]
     if x.samples.count > 1 and label not in output:

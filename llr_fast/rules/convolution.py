@@ -100,3 +100,19 @@ def _batch_norm(
     factor = factor if weight is None else factor * weight
     _, (factor,) = constants(x, factor)
     return x.replaced(value, x.linearization.scaled(factor, value.shape))
+
+
+@rule(torch.batch_norm, updates=True)
+def _batch_norm_of_torch(
+    function: Any,
+    x: LinearizedTensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> LinearizedTensor:
+    return _batch_norm(function, x, running_mean, running_var, weight, bias, training, momentum, eps)

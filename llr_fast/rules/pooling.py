@@ -47,6 +47,13 @@ def _max_pool(
     return _pool(function, x, bounds)
 
 
+# Of these torch returns the winners' indices too.
+_WITH_INDICES = (
+    *(torch.adaptive_max_pool1d, torch._C._nn.adaptive_max_pool2d, torch._C._nn.adaptive_max_pool3d),
+    *(F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices),
+)
+
+
 @rule(
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     *("adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "adaptive_max_pool3d_with_indices"),
@@ -56,8 +63,8 @@ def _adaptive_max_pool(
 ) -> LinearizedTensor:
     rank = _spatial_rank(function)
     _require_batch(function, x)
-    if return_indices:
-        raise refuse(x, function, "return_indices=True is not supported")
+    if return_indices or function in _WITH_INDICES:
+        raise refuse(x, function, "indices of the winners are not supported; use torch.nn.functional's without them")
     sizes = x.value.shape[2:]
     out = [size if wanted is None else wanted for size, wanted in zip(sizes, _each(output_size, rank), strict=True)]
     bounds = [

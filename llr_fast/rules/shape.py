@@ -38,12 +38,17 @@ def _expand(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
 
 
 @rule(
-    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "T", "mT"),
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "t", "adjoint", "T", "mT"),
     *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean"),
 )
 def structural(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """A linear function whose output entries are sums of input entries, by shapes alone."""
     return _apply(function, _by_shapes, x, args, kwargs)
+
+
+@rule("moveaxis")
+def _moveaxis(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return torch.movedim(x, *args, **kwargs)  # which torch.vmap knows
 
 
 @rule(
@@ -177,9 +182,12 @@ def _without_masks(argument: Any) -> Any:
     if isinstance(argument, Tensor) and argument.dtype in (torch.bool, torch.uint8):
         indices = argument.nonzero(as_tuple=True)
         return indices[0] if len(indices) == 1 else indices
-    if isinstance(argument, tuple):
-        return tuple(_without_masks(a) for a in argument)
-    return argument
+    if not isinstance(argument, tuple):
+        return argument
+    parts: list[Any] = []
+    for part in map(_without_masks, argument):  # a mask of several axes is as many indices
+        parts += part if isinstance(part, tuple) else [part]
+    return tuple(parts)
 
 
 def _sequence(argument: Any) -> bool:

@@ -43,8 +43,10 @@ class Rule:
 TABLE: dict[Any, Rule] = {}
 
 
-def rule(*names: str, query: bool = False, inplace: bool = False, updates: bool = False) -> Callable[[R], R]:
-    """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional.
+def rule(
+    *names: str | Callable[..., Any], query: bool = False, inplace: bool = False, updates: bool = False
+) -> Callable[[R], R]:
+    """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional, or for one function.
 
     With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too.
     """
@@ -54,7 +56,7 @@ def rule(*names: str, query: bool = False, inplace: bool = False, updates: bool 
             for function in _functions(name):
                 position = _inplace_position(function)
                 TABLE[function] = Rule(run, inplace_position=position, query=query, updates=updates)
-            for function in _functions(_inplace_name(name)) if inplace else ():
+            for function in _functions(_inplace_name(name)) if inplace and isinstance(name, str) else ():
                 TABLE[function] = Rule(run, inplace=True)
         return run
 
@@ -125,11 +127,14 @@ def _linearized(arguments: Any) -> Iterator[LinearizedTensor]:
         yield from _linearized(list(arguments.values()))
 
 
-def _functions(name: str) -> Iterator[Any]:
+def _functions(name: str | Callable[..., Any]) -> Iterator[Any]:
+    if not isinstance(name, str):
+        yield name
+        return
     for namespace in _NAMESPACES:
-        function: Any = getattr(namespace, name, None)
-        if function is not None:
-            is_property = inspect.isdatadescriptor(function)
+        function: Any = getattr(namespace, name, None)  # or a dtype or module of that name
+        is_property = inspect.isdatadescriptor(function)
+        if is_property or callable(function):
             yield function.__get__ if is_property else function
 
 
