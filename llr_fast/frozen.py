@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llr_fast import norms
 from llr_fast.certify import directions_at_once, evaluate, tangent_dtype
@@ -59,6 +60,26 @@ class Frozen:
         starts = range(0, size, chunk)
         parts = (axes(self.x, start, min(start + chunk, size), dtype).times(scale) for start in starts)
         return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
+
+    def norms_of_weights(self, q: float, dtype: torch.dtype) -> dict[int, Tensor]:
+        """For each layer that is a product of the input with weights the l2 norms, for q = 1 the l1 norms, [B, n]."""
+        power = torch.abs if q == 1 else torch.square
+        found = {}
+        for layer, path in self.tape.products():
+            norm = torch.ones(1, *self.x.shape[1:], dtype=dtype, device=self.x.device)
+            largest = norm.new_ones(())
+            for operation in path:
+                if operation.method == "convolved" or operation.method == "linear":
+                    *convolve, weight = operation.constants
+                    largest = weight.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
+                    weight = power((weight.double() / largest).to(dtype))
+                    norm = convolve[0](norm, weight) if convolve else F.linear(norm, weight)
+                elif operation.method == "scaled":
+                    factor = operation.constants[0].to(dtype)
+                    norm = norm * power(factor).view(-1, *[1] * (norm.dim() - 2))
+            norm = norm if q == 1 else norm.sqrt()
+            found[layer] = (norm * largest).to(dtype).expand(len(self.x), *norm.shape[1:]).flatten(1)
+        return found
 
     def chunks(self, directions: Tensor) -> Iterator[Directions]:
         """Directions [K, B, ...], as many at a time as the budget allows."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llr_fast.linearize import identity
 from llr_fast.modes import Modes
 
 
@@ -57,6 +58,19 @@ class Tape:
                 yield measured
             if i + 1 in last_use:
                 known[i + 1] = result
+
+    def products(self) -> Iterator[tuple[int, list[Operation]]]:
+        """Layers that are one product of the input with weights, up to factors: their number, and the operations."""
+        activations = [operation for operation in self.operations if operation.method == "activate"]
+        for layer, activation in enumerate(activations):
+            path: list[Operation] = []
+            number = activation.operands[0]
+            while number and len(self.operations[number - 1].operands) == 1:
+                path.insert(0, self.operations[number - 1])
+                number = path[0].operands[0]
+            steps = [o.method for o in path if not (o.method == "pointwise" and o.constants[0] is identity)]
+            if not number and steps and steps[0] in ("convolved", "linear") and set(steps[1:]) <= {"scaled"}:
+                yield layer, path
 
     def _end(self) -> int:
         return max((i + 1 for i, operation in enumerate(self.operations) if operation.method == "activate"), default=0)

@@ -11,6 +11,7 @@ import llr_fast
 from llr_fast.certify import evaluate
 from llr_fast.directions import Directions, axes
 from llr_fast.frozen import freeze
+from llr_fast.norms import norm
 from llr_fast.tape import Noted, Tape
 
 DTYPE = torch.float64
@@ -110,3 +111,37 @@ def test_an_operand_is_kept_for_its_later_use():
 
 def test_a_network_without_layers_measures_nothing():
     assert list(Tape(DTYPE).along(Number(1), None)) == []
+
+
+WEIGHTED = {
+    "dense": lambda: nn.Linear(6, 4),
+    "dense_with_batch_norm": lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)),
+    "tiny": lambda: scaled(nn.Linear(6, 4).double(), 1e-200),
+    "huge": lambda: scaled(nn.Linear(6, 4).double(), 1e200),
+    "dead": lambda: scaled(nn.Linear(6, 4), 0),
+    "convolution": lambda: nn.Conv1d(2, 3, 3, stride=2, padding=1),
+    "convolution_with_batch_norm": lambda: nn.Sequential(nn.Conv1d(2, 2, 2, dilation=2, groups=2), nn.BatchNorm1d(2)),
+}
+
+
+def scaled(layer, factor):
+    layer.weight.data.mul_(factor)
+    return layer
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_norms_of_a_first_layer_are_those_of_its_weights(name, q):
+    torch.manual_seed(0)
+    first = WEIGHTED[name]().double().eval()
+    for module in first.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.normal_()
+    x = torch.randn(3, 2, 6, dtype=DTYPE) if "convolution" in name else torch.randn(3, 6, dtype=DTYPE)
+    frozen = freeze(nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.ReLU()), x, DTYPE)
+    gradients = frozen.along(axes(x, 0, x[0].numel(), DTYPE))[0].movedim(0, -1)
+    found = frozen.norms_of_weights(q, DTYPE)
+    assert list(found) == [0]
+    expected = norm(gradients.flatten(0, 1), q).view(len(x), -1)
+    torch.testing.assert_close(found[0], expected, atol=0, rtol=1e-10)
