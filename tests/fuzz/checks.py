@@ -6,12 +6,14 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import oracle
 import torch
 from torch import Tensor
 
 import llr_fast
+from llr_fast import bounds
 
 from . import blocks
 from .networks import Network
@@ -88,9 +90,12 @@ def failures(network: Network) -> dict[str, str]:
     """What is wrong, by the name of the check."""
     case, found = Case(network), {}
     before = _remembered(network)
+    # Every other network goes the way of large ones, whose bounds are of float32.
+    few = 0 if network.seed % 2 else bounds.FEW
     for check in CHECKS:
         try:
-            check(case)
+            with mock.patch.object(bounds, "FEW", few):
+                check(case)
         except Exception as error:
             found[check.__name__] = f"{type(error).__name__}: {str(error).strip()[:400]}"
     try:
