@@ -105,7 +105,15 @@ def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> li
         sharp = (b - n <= _CANCELLED * n for n, b in zip(norms, bounds, strict=True))
         if all((good | ~moved).all() for good, moved in zip(sharp, probe.moved, strict=True)):
             return in_range(lambda *_: norms, fine)
-    return in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
+    found = in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
+    for norms in found:
+        check_gradients(norms)
+    return found
+
+
+def check_gradients(norms: Tensor) -> None:
+    if not norms.isfinite().all():
+        raise ValueError("model: expected gradients within the range of float64, got NaN or infinite ones")
 
 
 @torch.no_grad()

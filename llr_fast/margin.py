@@ -94,6 +94,10 @@ def margin(
     eps_p(x) = min over hidden neurons of |z - nearest kink| / ||grad_x z||_q with 1/p + 1/q = 1 (Eq. 3 of Lee et al.,
     2019, in closed form). The model is run as it is and is not changed.
 
+    What is certified is the network with its weights as they are, computed in float64. Constants that it makes of its
+    weights, as weight normalisation does, it makes in its own dtype: the rounded ones are certified. The model has to be
+    a function of x: one that draws random numbers or keeps a state is refused, at the cost of one more forward pass.
+
     Args:
         model: a piecewise-linear network in evaluation mode.
         x: [B, ...], finite; any shape of sample.
@@ -103,12 +107,13 @@ def margin(
             exactly those that can decide the minimum; the result is the exact margin but with probability
             `failure_probability` per sample. "auto" takes the cheaper one.
         failure_probability: of the search, for each sample.
-        dtype: of the values that decide on which side of a kink a point is; gradients have the model's dtype.
+        dtype: of the values that decide on which side of a kink a point is; gradients have float64.
         generator: of the search's random directions.
 
     Raises:
         NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
-        ValueError: unknown p or method, empty or non-finite x, a layer in training mode, samples that mix.
+        ValueError: unknown p or method, empty or non-finite x, a layer in training mode, samples that mix, a model that
+            is no function of x, values or gradients beyond float64.
 
     Example:
         >>> import torch, llr_fast

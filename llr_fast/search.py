@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import norms
-from llr_fast.bounds import Probe
+from llr_fast.bounds import Probe, check_gradients
 from llr_fast.frozen import Backward, Frozen, freeze
 from llr_fast.ops import smallest_bounds
 
@@ -38,10 +38,7 @@ def nearest(model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe
     """
     if probe.coarse is not None:
         bounds = _tightened(bounds, _verify(model, frozen, bounds, probe.coarse, q)[1], probe)
-    found = _verify(model, frozen, bounds, probe.fine, q)[0]
-    if not found.gradient.isfinite().all():
-        raise ValueError("model: expected gradients within the range of float64, got NaN or infinite ones")
-    return found
+    return _verify(model, frozen, bounds, probe.fine, q)[0]
 
 
 def _verify(
@@ -66,6 +63,8 @@ def _verify(
                 rows, backward = undecided, Backward(part, backward.direction[0, _places(rows, undecided)].detach())
             gradient = backward.gradient(at_layer[rows], at_neuron[rows])
             norm = norms.norm(gradient, q)
+            if norm.dtype == torch.float64:
+                check_gradients(norm)
             ratio = entries(distances, at_layer, at_neuron)[rows] / norm.to(best.value.dtype)
             found = Nearest(ratio.masked_fill(norm == 0, math.inf), at_layer[rows], at_neuron[rows], gradient)
             _keep_smaller(best, rows, found)
