@@ -38,6 +38,11 @@ class Probe:
     coarse: Backward | None
 
     @staticmethod
+    def fixed(frozen: Frozen) -> Probe:
+        """Along a direction that is always the same, for exact methods, which draw no numbers."""
+        return Probe.random(frozen, 2, torch.Generator(frozen.x.device).manual_seed(0))
+
+    @staticmethod
     def random(frozen: Frozen, q: float, generator: torch.Generator | None) -> Probe:
         few = sum(layer.z.numel() for layer in frozen.layers) <= FEW
         like = torch.empty(0, dtype=frozen.coarse, device=frozen.x.device)
@@ -46,9 +51,9 @@ class Probe:
         return Probe(Backward(frozen, direction.double()), coarse)
 
     @property
-    def moved(self) -> list[Tensor]:
-        """For each layer the neurons [B, n] that the direction moves; the gradient of others is zero."""
-        return [tangents != 0 for tangents in self.fine.tangents]
+    def still(self) -> list[Tensor]:
+        """For each layer the neurons [B, n] that the direction does not move: their gradients are zero."""
+        return [tangents == 0 for tangents in self.fine.tangents]
 
     def attempts(self) -> Iterator[tuple[torch.dtype, float]]:
         """Precisions and scales to measure in, in turn."""
@@ -99,16 +104,21 @@ def by_gram(gram: Gram, probe: Probe) -> list[Tensor]:
 @torch.no_grad()
 def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> list[Tensor]:
     """For each layer the norms [B, n] in float64: from Gram matrices where given, else from all axes."""
-    fine = Probe(probe.fine, None)
     if gram is not None:
-        norms, bounds = gram.norms(torch.float64, 1.0)
-        sharp = (b - n <= _CANCELLED * n for n, b in zip(norms, bounds, strict=True))
-        if all((good | ~moved).all() for good, moved in zip(sharp, probe.moved, strict=True)):
-            return in_range(lambda *_: norms, fine)
-    found = in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
+        still = probe.still
+        found, bounds = gram.norms(torch.float64, 1.0)
+        if all(_are_sharp(*layer) for layer in zip(found, bounds, still, strict=True)):
+            return [norms.masked_fill(none, 0) for norms, none in zip(found, still, strict=True)]
+    found = in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), Probe(probe.fine, None))
     for norms in found:
         check_gradients(norms)
     return found
+
+
+def _are_sharp(norms: Tensor, bounds: Tensor, still: Tensor) -> bool:
+    """Whether rounding has no part in the norms [B, n] of neurons that are not `still`, or little."""
+    sharp = (bounds - norms <= _CANCELLED * norms) | still
+    return bool(sharp.all()) and _has_square(norms, still, *_RANGE[torch.float64])
 
 
 def check_gradients(norms: Tensor) -> None:
@@ -123,7 +133,7 @@ def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Ten
     It is zero where the probe shows that the gradient is, and infinite where there is no such precision. `enlarged`
     adds what rounding can have taken.
     """
-    still = [tangents == 0 for tangents in probe.fine.tangents]
+    still = probe.still
     found: dict[int, Tensor] = {}
     for dtype, scale in probe.attempts():
         measured = measure(dtype, scale)

@@ -83,15 +83,15 @@ def region_density(
         if not frozen.layers:
             counts.append(torch.zeros(len(part), dtype=torch.long, device=x.device))
             continue
-        probe = Probe.random(frozen, q, generator)
         if chosen == "search":
+            probe = Probe.random(frozen, q, generator)
             upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
             counts.append(_verified(frozen, probe.fine, torch.cat(upper, 1), radius, q, progress))
             continue
         if chosen == "exact":
-            measured = bounds.exact_norms(frozen, probe, q, frozen.chain() if q == 2 else None)
+            measured = bounds.exact_norms(frozen, Probe.fixed(frozen), q, frozen.chain() if q == 2 else None)
         else:
-            measured = _estimates(frozen, probe, q, directions, generator)
+            measured = _estimates(frozen, Probe.random(frozen, q, generator), q, directions, generator)
         counts.append(_within(torch.cat(frozen.distances, 1), torch.cat(measured, 1), radius).sum(1))
     return torch.cat(counts)
 

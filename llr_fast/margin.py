@@ -95,8 +95,8 @@ def margin(
     2019, in closed form). The model is run as it is and is not changed.
 
     What is certified is the network with its weights as they are, computed in float64. Constants that it makes of its
-    weights, as weight normalisation does, it makes in its own dtype: the rounded ones are certified. The model has to be
-    a function of x: one that draws random numbers or keeps a state is refused, at the cost of one more forward pass.
+    weights, as weight normalisation does, it makes in its own dtype: the rounded ones are certified. The model has to
+    be a function of x: one that draws random numbers or keeps a state is refused, for one more forward pass.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -150,12 +150,13 @@ def _of_part(
         return _unbounded(x, p, dtype)
     gram = frozen.chain() if p == 2 and method != "search" else None
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, gram))
-    probe = Probe.random(frozen, q, generator)
-    if not exact:
-        upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
-    else:
+    if exact:
+        probe = Probe.fixed(frozen)
         upper = bounds.exact_norms(frozen, probe, q, None) if gram is None else bounds.by_gram(gram, probe)
         probe = Probe(probe.fine, None)  # few candidates are left
+    else:
+        probe = Probe.random(frozen, q, generator)
+        upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
     found = search.nearest(model, frozen, upper, probe, q)
     offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)

@@ -61,7 +61,7 @@ def gradient_norms(model: nn.Module, x: Tensor, q: float = 2) -> list[Neurons]:
     frozen = freeze(model, x, torch.float64)
     if not frozen.layers:
         return []
-    probe = Probe.random(frozen, q, torch.Generator(x.device).manual_seed(0))
+    probe = Probe.fixed(frozen)
     measured = bounds.exact_norms(frozen, probe, q, frozen.chain() if q == 2 else None)
     return [Neurons(layer.name, layer.distance, norm) for layer, norm in zip(frozen.layers, measured, strict=True)]
 
