@@ -186,6 +186,11 @@ class Evaluation:
 
     def module_path(self) -> str:
         """Path in the model of the module whose forward is running; the model's class name for the model itself."""
+        module = self.running_module()
+        return (self._paths or {}).get(id(module)) or type(module).__name__
+
+    def running_module(self) -> nn.Module:
+        """The module of the model whose forward is running."""
         if self._paths is None:
             self._paths = {id(module): path for path, module in self.model.named_modules()}
         frame: FrameType | None = sys._getframe(1)
@@ -193,9 +198,9 @@ class Evaluation:
             code = frame.f_code
             owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
             if isinstance(owner, nn.Module) and id(owner) in self._paths:
-                return self._paths[id(owner)] or type(owner).__name__
+                return owner
             frame = frame.f_back
-        return type(self.model).__name__
+        return self.model
 
     def _name(self, function: str) -> str:
         if not self.certificate:

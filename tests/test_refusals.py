@@ -702,3 +702,18 @@ def test_after_an_error_everything_works():
         llr_fast.margin(inside(nn.GELU()), X)
     torch.testing.assert_close(llr_fast.margin(RELU, X).value, oracle.margin(RELU, X, 2))
     assert type(torch.relu(X)) is torch.Tensor
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.parametrize("function", [torch.matmul, F.linear, torch.mul, lambda x, c: torch.sparse.mm(c, x.T).T])
+def test_sparse_constants_are_refused(function, layout):
+    constant = getattr(torch.eye(X.size(1), dtype=X.dtype), layout)()
+    model = networks.Apply(lambda x: function(x, constant).relu())
+    with pytest.raises(llr_fast.NotPiecewiseLinearError, match=r"sparse constant is not supported; pass its to_dense"):
+        llr_fast.margin(model, X)
+
+
+def test_dropout_that_is_always_on_says_so():
+    model = networks.Apply(lambda x: F.dropout(x, 0.5).relu()).eval()
+    with pytest.raises(ValueError, match=r"dropout .* which the module is not; pass training=self\.training"):
+        llr_fast.margin(model, X)

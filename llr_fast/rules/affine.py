@@ -135,9 +135,11 @@ def _dropout(
     if not training or p == 0:
         return pointwise(x, x.value, identity)
     if x.evaluation.certificate or "alpha" in function.__name__:
+        functional = not x.evaluation.running_module().training
         raise ValueError(
-            f"{function.__name__} in module {x.evaluation.module_path()!r} is in training mode; "
-            "certificates need model.eval()"
+            f"{function.__name__} in module {x.evaluation.module_path()!r} is in training mode"
+            + (", which the module is not; pass training=self.training" if functional else "")
+            + "; certificates need model.eval()"
         )
     mask = function(torch.ones_like(x.value), p, True, False)
     return pointwise(x, x.value * mask, lambda t: t * mask)

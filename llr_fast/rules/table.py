@@ -65,8 +65,11 @@ def rule(
 
 def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
-    operands = list(_linearized((args, kwargs)))
+    tensors = list(_tensors((args, kwargs)))
+    operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
     name, owner = function_name(function), operands[0].evaluation
+    if any(tensor.layout != torch.strided for tensor in tensors if not isinstance(tensor, LinearizedTensor)):
+        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
     found = TABLE.get(function)
     if found is None:
         raise NotPiecewiseLinearError(
@@ -117,14 +120,14 @@ def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor
     return target.become(result)
 
 
-def _linearized(arguments: Any) -> Iterator[LinearizedTensor]:
-    if isinstance(arguments, LinearizedTensor):
+def _tensors(arguments: Any) -> Iterator[Tensor]:
+    if isinstance(arguments, Tensor):
         yield arguments
     elif isinstance(arguments, (tuple, list)):
         for argument in arguments:
-            yield from _linearized(argument)
+            yield from _tensors(argument)
     elif isinstance(arguments, dict):
-        yield from _linearized(list(arguments.values()))
+        yield from _tensors(list(arguments.values()))
 
 
 def _functions(name: str | Callable[..., Any]) -> Iterator[Any]:
