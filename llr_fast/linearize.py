@@ -108,6 +108,11 @@ class Evaluation:
         tensor = tensor.detach() if self.certificate else tensor
         return tensor if self.declared is None else tensor.to(like)
 
+    @property
+    def trains(self) -> bool:
+        """Whether autograd keeps what functions take, for a backward pass."""
+        return not self.certificate and torch.is_grad_enabled()
+
     def owned(self, argument: Any) -> Any:
         """An argument of a torch function as it is now: the network may change its lists, arrays and tensors later.
 
@@ -119,7 +124,8 @@ class Evaluation:
             if self.certificate:
                 return argument.detach().clone()
             if argument.requires_grad and argument.is_leaf:
-                self._watched.append((argument, argument._version))
+                if not self.finished:
+                    self._watched.append((argument, argument._version))
                 return argument
             return argument.clone()
         if isinstance(argument, (list, tuple)):
@@ -232,8 +238,8 @@ class LinearizedTensor(Tensor):
         dtype = evaluation.declared or value.dtype
         # In training it requires gradients, so that the result of a custom autograd function that takes it
         # has a `grad_fn`.
-        trains = torch.is_grad_enabled() and not evaluation.certificate
-        self = Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype, device=value.device, requires_grad=trains)
+        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": evaluation.trains}
+        self = Tensor._make_wrapper_subclass(cls, value.shape, **options)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
         storage = value.untyped_storage().data_ptr()
