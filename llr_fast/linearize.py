@@ -100,6 +100,7 @@ class Evaluation:
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
     _made: list[weakref.ref[LinearizedTensor]] = field(default_factory=list)
     _paths: dict[int, str] | None = None
+    _backward: int = -1  # the backward pass behind which this evaluation will be finished again
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
         """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
@@ -140,6 +141,9 @@ class Evaluation:
         self._made.append(weakref.ref(tensor))
         if not self.certificate:  # checkpoints set hooks
             self.checkpointed |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        if self.finished and self._backward != torch._C._current_graph_task_id():
+            self._backward = torch._C._current_graph_task_id()
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
 
     def check_watched(self) -> None:
         for tensor, version in self._watched:
@@ -154,7 +158,7 @@ class Evaluation:
         """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.
 
         Where parts of the model are checkpointed, their backward passes need what they took in as it is: there only
-        what modules hold is replaced.
+        what modules hold is replaced, and again what they then hold behind such a backward pass.
         """
         self.finished = True
         self._watched.clear()

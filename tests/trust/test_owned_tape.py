@@ -430,7 +430,7 @@ def test_masks_of_a_step_in_one_memory(name, gamma):
     torch.manual_seed(0)
     model, x = OwnDropout(DRAWS[name]).double(), torch.randn(1, 6, dtype=DTYPE)
     torch.manual_seed(5)
-    output, penalty = llr_fast.ROLLLoss(model, estimator="exact", gamma=gamma)(x)
+    penalty = llr_fast.ROLLLoss(model, estimator="exact", gamma=gamma)(x)[1]
     torch.manual_seed(5)
     wanted = oracle.roll_penalty(compare.AsItWas(model), x, gamma=gamma)
     compare.close(penalty.detach(), wanted.detach())
