@@ -101,7 +101,7 @@ def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> li
         norms, bounds = gram.norms(torch.float64, 1.0)
         sharp = (b - n <= _CANCELLED * n for n, b in zip(norms, bounds, strict=True))
         if all((good | ~moved).all() for good, moved in zip(sharp, probe.moved, strict=True)):
-            return in_range(lambda *_: norms, fine)
+            return in_range(lambda dtype, scale: norms if scale == 1 else gram.norms(dtype, scale)[0], fine)
     return in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), fine)
 
 

@@ -96,6 +96,7 @@ class Directions:
         "total_squares" the sum of all their squares.
         """
         tangents, total = self.settled(), statistic == "total_squares"
+        slope = like(slope, tangents)
         if statistic is None:
             return Directions(tangents * slope), tangents
         if statistic == "sum_log_abs":

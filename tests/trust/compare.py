@@ -104,7 +104,13 @@ def loss_is_right(loss, model, x, penalty, rtol):
     for (name, parameter), gradient in zip(named, expected):
         got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert got.isfinite().all(), name
-        close(got, gradient, rtol)
+        change = abs(wanted.item()) / (
+            float(parameter.detach().abs().max()) or 1.0
+        )  # what moves the penalty as a whole
+        atol = rtol * max(float(gradient.abs().max()), 1e-3 * change)
+        torch.testing.assert_close(
+            got.double(), gradient, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def margin_loss_is_right(model, x, rtol=1e-7):
