@@ -24,12 +24,12 @@ def plain_output(model: nn.Module, x: Tensor) -> Any:
 
 
 @torch.no_grad()
-def check(model: nn.Module, x: Tensor, output: Any, plain_output: Any) -> None:
-    """Raises ValueError where the `output` of an evaluation at x [B, ...] is not the plain model's up to rounding.
+def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_output: Any) -> None:
+    """Raises ValueError where the `output` of an evaluation at x [B, ...] in `dtype` is not the plain model's.
 
     It is not where the model asks for the type of its input or keeps a state from call to call, or where a rule is
-    wrong. How large rounding gets, where it is not small, is measured by evaluations in float32: by two, which have to
-    agree, because a state would look like rounding.
+    wrong. How large rounding gets, where it is not small, is measured by an evaluation in float32; because a state
+    would look like rounding, it and the one in `dtype` are repeated and have to find the same again.
     """
     found, plain = _numbers(output), _numbers(plain_output)
     shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
@@ -39,17 +39,21 @@ def check(model: nn.Module, x: Tensor, output: Any, plain_output: Any) -> None:
     if all(_difference(a, b) <= _UNITS * unit * _largest(a) for a, b in zip(found, plain, strict=True)):
         return
     coarse = torch.finfo(torch.float32).eps
-    for a, b, c, again in zip(found, plain, _coarse(model, x), _coarse(model, x), strict=True):
-        a, b, c, again = (t.double().where(c.isfinite() | (a == b), 0) for t in (a, b, c, again))  # overflow
+    others = [_outputs(model, x, other) for other in (torch.float32, torch.float32, dtype)]
+    for a, b, c, c_again, a_again in zip(found, plain, *others, strict=True):
+        usable = c.isfinite() | (a == b)  # else c is beyond float32
+        a, b, c, c_again, a_again = (t.double().where(usable, 0) for t in (a, b, c, c_again, a_again))
         rounding = _SPREAD * unit / coarse * _difference(a, c) + _UNITS * unit * _largest(a)
-        if not (_difference(a, b) <= rounding and _difference(c, again) <= _UNITS * coarse * _largest(c)):
+        of_fine = _UNITS * (coarse * _difference(a, c) + torch.finfo(dtype).eps * _largest(a))
+        same = _difference(c, c_again) <= _UNITS * coarse * _largest(c) and _difference(a, a_again) <= of_fine
+        if not (_difference(a, b) <= rounding and same):
             raise _refusal(f"a difference of {_difference(a, b):.3g} where the largest output is {_largest(a):.3g}")
 
 
-def _coarse(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output of an evaluation in float32."""
+def _outputs(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Of an evaluation in `dtype`."""
     evaluation = Evaluation(model, certificate=True, declared=x.dtype)
-    return _numbers(linearize(model, x.float(), values_alone(), evaluation)[0])
+    return _numbers(linearize(model, x.to(dtype), values_alone(), evaluation)[0])
 
 
 def _numbers(output: Any) -> list[Tensor]:

@@ -54,7 +54,7 @@ def evaluate(
             x = x.detach().to(evaluation.declared)
             plain = agreement.plain_output(model, x)
             generators.check(model, x, before)
-            agreement.check(model, x, output, plain)
+            agreement.check(model, x, dtype, output, plain)
     return layers
 
 

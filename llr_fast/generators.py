@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pickle
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,10 +33,9 @@ def check(model: nn.Module, x: Tensor, before: States) -> None:
     """
     if _same(before, states(x.device)):
         return
-    watch = _Watch(Evaluation(model))
-    with uncompiled, torch.no_grad(), watch:
+    watch = _Watch(model)
+    with uncompiled, torch.no_grad(), watch, watch.hooks():
         model(x.clone())
-    watch.look_at_others()
     if watch.found is not None:
         raise ValueError(
             f"model: expected a function of x alone, got random numbers drawn in module {watch.found!r}; "
@@ -42,23 +44,43 @@ def check(model: nn.Module, x: Tensor, before: States) -> None:
 
 
 class _Watch(TorchDispatchMode):
-    """Finds the first module of a model that draws random numbers in this thread."""
+    """Finds the first module of a model that draws random numbers in this thread.
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    Numbers of Python's and numpy's generators are missed at the next torch operation, or at the end of the module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: str | None = None
-        self._evaluation, self._others = evaluation, _others()
+        self._model, self._evaluation, self._others = model, Evaluation(model), _others()
+        self._running: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.found is None and torch.Tag.nondeterministic_seeded in func.tags:
             self.found = self._evaluation.module_path()
-        self.look_at_others()
+        self._look_at_others(self._evaluation.module_path())
         return func(*args, **(kwargs or {}))
 
-    def look_at_others(self) -> None:
-        """Python's and numpy's generators, whose numbers were drawn since the last torch operation."""
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for path, module in self._model.named_modules():
+                name = path or type(module).__name__
+                stack.enter_context(module.register_forward_pre_hook(functools.partial(self._enter, name)))
+                stack.enter_context(module.register_forward_hook(self._leave))
+            yield
+
+    def _enter(self, name: str, *_: Any) -> None:
+        if self._running:
+            self._look_at_others(self._running[-1])
+        self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self._look_at_others(self._running.pop())
+
+    def _look_at_others(self, name: str) -> None:
         if self.found is None and _others() != self._others:
-            self.found = self._evaluation.module_path()
+            self.found = name
 
 
 def _others() -> tuple[object, bytes]:

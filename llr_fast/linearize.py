@@ -100,6 +100,7 @@ class Evaluation:
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
     _made: list[weakref.ref[LinearizedTensor]] = field(default_factory=list)
     _paths: dict[int, str] | None = None
+    _backward: int = -1  # the backward pass behind which this evaluation will be finished again
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
         """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
@@ -107,6 +108,11 @@ class Evaluation:
             return tensor
         tensor = tensor.detach() if self.certificate else tensor
         return tensor if self.declared is None else tensor.to(like)
+
+    @property
+    def trains(self) -> bool:
+        """Whether autograd keeps what functions take, for a backward pass."""
+        return not self.certificate and torch.is_grad_enabled()
 
     def owned(self, argument: Any) -> Any:
         """An argument of a torch function as it is now: the network may change its lists, arrays and tensors later.
@@ -119,7 +125,8 @@ class Evaluation:
             if self.certificate:
                 return argument.detach().clone()
             if argument.requires_grad and argument.is_leaf:
-                self._watched.append((argument, argument._version))
+                if not self.finished:
+                    self._watched.append((argument, argument._version))
                 return argument
             return argument.clone()
         if isinstance(argument, (list, tuple)):
@@ -134,6 +141,9 @@ class Evaluation:
         self._made.append(weakref.ref(tensor))
         if not self.certificate:  # checkpoints set hooks
             self.checkpointed |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        if self.finished and self._backward != torch._C._current_graph_task_id():
+            self._backward = torch._C._current_graph_task_id()
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
 
     def check_watched(self) -> None:
         for tensor, version in self._watched:
@@ -148,7 +158,7 @@ class Evaluation:
         """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.
 
         Where parts of the model are checkpointed, their backward passes need what they took in as it is: there only
-        what modules hold is replaced.
+        what modules hold is replaced, and again what they then hold behind such a backward pass.
         """
         self.finished = True
         self._watched.clear()
@@ -237,8 +247,8 @@ class LinearizedTensor(Tensor):
         dtype = evaluation.declared or value.dtype
         # In training it requires gradients, so that the result of a custom autograd function that takes it
         # has a `grad_fn`.
-        trains = torch.is_grad_enabled() and not evaluation.certificate
-        self = Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype, device=value.device, requires_grad=trains)
+        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": evaluation.trains}
+        self = Tensor._make_wrapper_subclass(cls, value.shape, **options)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
         storage = value.untyped_storage().data_ptr()

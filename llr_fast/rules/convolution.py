@@ -81,6 +81,7 @@ def _batch_norm(
             "other; certificates need model.eval()"
         )
     x.samples.kept((1,), "batch_norm")
+    weight, bias = x.evaluation.owned((weight, bias))
     if training:
         if x.evaluation.finished and running_mean is not None and running_var is not None:
             running_mean, running_var = running_mean.clone(), running_var.clone()
@@ -93,6 +94,7 @@ def _batch_norm(
             x.value, weight, bias, running_mean, running_var, True, momentum, eps
         )
     else:
+        running_mean, running_var = x.evaluation.owned((running_mean, running_var))
         (mean, running, scale, shift), _ = constants(x, running_mean, running_var, weight, bias)
         value = F.batch_norm(x.value, mean, running, scale, shift, False, momentum, eps)
         variance = running_var if running_var is not None else torch.ones_like(x.value[0, :, 0])

@@ -89,7 +89,7 @@ def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target = args[0] if args and found.writes(args, kwargs) else None
     try:
         with owner.grad_mode():
-            if operands[0].linearization.keeps and not found.updates:
+            if not found.updates and (operands[0].linearization.keeps or owner.trains):
                 args, kwargs = owner.owned(args), owner.owned(kwargs)
             result = found.run(function, *args, **kwargs)
     except MixedSamplesError as error:
