@@ -35,7 +35,7 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
     shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
     if shapes != expected:
         raise _refusal(f"outputs of shapes {shapes} instead of {expected}")
-    unit = torch.finfo(x.dtype).eps
+    unit = max(torch.finfo(x.dtype).eps, torch.finfo(dtype).eps)
     if all(_difference(a, b) <= _UNITS * unit * _largest(a) for a, b in zip(found, plain, strict=True)):
         return
     coarse = torch.finfo(torch.float32).eps

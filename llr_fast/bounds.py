@@ -24,7 +24,7 @@ DIRECTIONS = {1: 20, 2: 13, math.inf: 28}
 _ERRORS = 64  # times the largest error of a layer along one direction
 _FLOOR = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # error of a bound, as part of the largest one up to there
 _RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-140, 1e150)}  # of numbers whose squares are numbers
-_SCALES = (1.0, 2.0**460, 2.0**-460)  # of directions, to bring numbers of float64 into that range
+_SCALES = (1.0, 2.0**500, 2.0**-500)  # of directions, to bring numbers of float64 into that range
 _CANCELLED = 1e-4  # relative rounding from which on norms are computed another way
 
 Measure = Callable[[torch.dtype, float], list[Tensor]]

@@ -144,6 +144,23 @@ class ROLLLoss(nn.Module):
         self.gamma = check_range("gamma", self.gamma, 0, 100)
 
 
+class _FirstOrder(torch.autograd.Function):
+    """The same number; its gradient has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, penalty: Tensor) -> Tensor:
+        return penalty.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "MarginLoss: create_graph=True is not supported, because its direction counts as a constant; "
+                "ROLLLoss can be differentiated twice"
+            )
+        return gradient
+
+
 class MarginLoss(nn.Module):
     """Distance regularisation (Eq. 4 of Lee et al., 2019): penalty = -lam * mean over the batch of eps_2(x).
 
@@ -185,7 +202,7 @@ class MarginLoss(nn.Module):
             at = rows, found.neuron[rows]
             bounded.append(layer.distance[at] / layer.statistic[0][at])
         penalty = -self.lam * torch.cat(bounded).sum() / x.size(0)
-        return self.model(x), penalty.to(accumulation_dtype(x.dtype))
+        return self.model(x.clone()), _FirstOrder.apply(penalty.to(accumulation_dtype(x.dtype)))
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"

@@ -179,6 +179,9 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
 
 @rule("addmm", "addmv", "baddbmm")
 def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> LinearizedTensor:
+    if not isinstance(input, LinearizedTensor):
+        x = next(operand for operand in (*args, *named.values()) if isinstance(operand, LinearizedTensor))
+        ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
     return torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
 
 
