@@ -1,5 +1,6 @@
 """Threads: each finds what it would find alone, and settings of the whole process are afterwards as before."""
 
+import functools
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,7 @@ def test_threads_train_models_of_their_own():
         return [parameter.detach() for parameter in model.parameters()]
 
     wanted = [train(network(seed)) for seed in range(THREADS)]
-    found = at_once([lambda model=network(seed): train(model) for seed in range(THREADS)])
+    found = at_once([functools.partial(train, network(seed)) for seed in range(THREADS)])
     for alone, together in zip(wanted, found):
         assert all(torch.equal(a, b) for a, b in zip(alone, together))
 
