@@ -14,6 +14,7 @@ from tqdm import tqdm
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
 from llr_fast.checks import check_count, check_generator, check_range
+from llr_fast.modes import as_written
 from llr_fast.outputs import logits_of
 
 
@@ -36,6 +37,7 @@ class Distortion:
     evaluations: int
 
 
+@as_written
 def gradient_distortion(
     model: nn.Module,
     x: Tensor,

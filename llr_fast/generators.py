@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr_fast.linearize import Evaluation
@@ -33,36 +34,61 @@ def check(model: nn.Module, x: Tensor, before: States) -> None:
     """
     if _same(before, states(x.device)):
         return
-    watch = _Watch(model)
-    with uncompiled, torch.no_grad(), watch, watch.hooks():
-        model(x.clone())
-    if watch.found is not None:
+    found = _found(model, x)
+    if found is not None:
         raise ValueError(
-            f"model: expected a function of x alone, got random numbers drawn in module {watch.found!r}; "
+            f"model: expected a function of x alone, got random numbers drawn in module {found!r}; "
             "certificates need it switched off, mostly by model.eval()"
         )
 
 
-class _Watch(TorchDispatchMode):
-    """Finds the first module of a model that draws random numbers in this thread.
+@torch.no_grad()
+def _found(model: nn.Module, x: Tensor) -> str | None:
+    """The first module that draws random numbers in this thread."""
+    of_torch = _OfTorch(Evaluation(model))
+    others = _Others(model)
+    x = x.clone()  # it may write to it
+    with uncompiled, of_torch, others.hooks(), others:
+        model(x)
+    return of_torch.found or others.found
 
-    Numbers of Python's and numpy's generators are missed at the next torch operation, or at the end of the module.
+
+class _OfTorch(TorchDispatchMode):
+    """Finds the first module of a model in which an operation of torch draws random numbers."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
+        self.found: str | None = None
+        self._evaluation = evaluation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.found is None and torch.Tag.nondeterministic_seeded in func.tags:
+            self.found = self._evaluation.module_path()
+        return func(*args, **(kwargs or {}))
+
+
+class _Others(TorchFunctionMode):
+    """Finds the first module of a model in which Python's or numpy's generators move outside of torch's functions.
+
+    What other threads draw while those run is not mistaken for the model's, but what they draw in between is.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: str | None = None
-        self._model, self._evaluation, self._others = model, Evaluation(model), _others()
+        self._model, self._evaluation = model, Evaluation(model)
         self._running: list[str] = []
+        self._before = _others()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.found is None and torch.Tag.nondeterministic_seeded in func.tags:
-            self.found = self._evaluation.module_path()
-        self._look_at_others(self._evaluation.module_path())
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._look(self._evaluation.module_path())
+        result = func(*args, **(kwargs or {}))
+        self._before = _others()
+        return result
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
+        """A block in which modules tell when they begin and end."""
         with contextlib.ExitStack() as stack:
             for path, module in self._model.named_modules():
                 name = path or type(module).__name__
@@ -72,14 +98,15 @@ class _Watch(TorchDispatchMode):
 
     def _enter(self, name: str, *_: Any) -> None:
         if self._running:
-            self._look_at_others(self._running[-1])
+            self._look(self._running[-1])
+        self._before = _others()
         self._running.append(name)
 
     def _leave(self, *_: Any) -> None:
-        self._look_at_others(self._running.pop())
+        self._look(self._running.pop())
 
-    def _look_at_others(self, name: str) -> None:
-        if self.found is None and _others() != self._others:
+    def _look(self, name: str) -> None:
+        if self.found is None and _others() != self._before:
             self.found = name
 
 

@@ -14,6 +14,7 @@ from llr_fast import certify
 from llr_fast.batches import stream
 from llr_fast.directions import Directions, _compact
 from llr_fast.linearize import Layer, LinearizedTensor
+from llr_fast.modes import as_written
 from llr_fast.outputs import tensors_of
 from llr_fast.ranks import check_group, gathered
 from llr_fast.samples import Samples
@@ -35,6 +36,7 @@ class RegionCount:
     points: int
 
 
+@as_written
 def count_linear_regions(
     model: nn.Module,
     batches: Iterable[Any],

@@ -15,6 +15,7 @@ from llr_fast import certify, norms
 from llr_fast.batches import stream
 from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
 from llr_fast.margin import METHODS, margin
+from llr_fast.modes import as_written
 from llr_fast.outputs import logits_of
 from llr_fast.ranks import check_group, gathered
 from llr_fast.regions import Counter, RegionCount
@@ -81,6 +82,7 @@ class Report:
         return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=("left", "right"))
 
 
+@as_written
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
 from llr_fast.linearize import Layer
+from llr_fast.modes import as_written
 from llr_fast.neurons import first_kink, stays_on, with_terms
 from llr_fast.regions import pattern_hashes
 
@@ -54,6 +55,7 @@ class Crossings:
         return torch.lerp(self.start.double(), self.end.double(), t.view(-1, *[1] * self.start.dim()))
 
 
+@as_written
 def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: bool = True) -> list[Crossings]:
     """All linear regions that the segments from `start` to `end` cross, and where they cross their boundaries.
 
