@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def evaluate(
     dtype: torch.dtype,
     statistic: str | None = None,
     compared: bool = True,
+    rounding: Callable[[Tensor, Any], Any] | None = None,
 ) -> list[Layer]:
     """The layers of neurons of `model` at `x`, values in `dtype`.
 
@@ -41,7 +43,7 @@ def evaluate(
     as it is, in its own precision, gives the same output up to rounding.
     """
     buffers = _versions_in_training(model)
-    evaluation = Evaluation(model, statistic, certificate=True, declared=model_dtype(model, x))
+    evaluation = Evaluation(model, statistic, certificate=True, declared=model_dtype(model, x), rounding=rounding)
     with full_precision, torch.autocast(x.device.type, enabled=False):
         before = generators.states(x.device)
         output, layers = linearize(model, x.detach().to(dtype), linearization, evaluation)

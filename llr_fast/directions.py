@@ -42,12 +42,12 @@ class Directions:
         """A function of single entries, broadcast to `shape`, such as the sum with other tangents."""
         if function is identity and tuple(shape) == tuple(self.tangents.shape[1:]):
             return self
-        operands = [_compact(_with_rank(d.settled(), len(shape))) for d in (self, *others)]
+        operands = [compact(_with_rank(d.settled(), len(shape))) for d in (self, *others)]
         return Directions(function(*operands).expand(-1, *shape))
 
     def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
         """A function of tensors [B, ...] that works sample by sample: directions become part of the batch."""
-        tangents = _compact(self.settled(), dims=(1,))
+        tangents = compact(self.settled(), dims=(1,))
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
 
@@ -65,18 +65,18 @@ class Directions:
 
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
         """Multiplied by one factor [C] for each entry of the axis behind that of the batch."""
-        tangents = _compact(self.settled())
+        tangents = compact(self.settled())
         scaled = tangents * like(factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
         return Directions(scaled.to(self.dtype).expand(-1, *shape))
 
     def linear(self, weight: Tensor) -> Directions:
         """The product of the last axis with `weight` [O, I]."""
         weight = like(weight, self.tangents)
-        tangents = _compact(self.tangents, dims=range(1, self.tangents.dim() - 1))
+        tangents = compact(self.tangents, dims=range(1, self.tangents.dim() - 1))
         if self.slope is not None and self.statistic is not None and self.dtype == weight.dtype:
             out, measured = masked_linear(tangents, self.slope, weight, self.statistic)
             return Directions(out, measured=measured)
-        out = F.linear(_compact(self.settled(), dims=range(1, tangents.dim() - 1)), weight)
+        out = F.linear(compact(self.settled(), dims=range(1, tangents.dim() - 1)), weight)
         return Directions(out.expand(*self.tangents.shape[:-1], -1))
 
     def reshaped(self, shape: Sequence[int]) -> Directions:
@@ -112,7 +112,7 @@ class Directions:
     def _deferred(self, tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Directions, Tensor]:
         measured = self.measured
         if measured is None:
-            measured = measure(_compact(tangents, dims=(1,)), statistic).expand(slope.shape)
+            measured = measure(compact(tangents, dims=(1,)), statistic).expand(slope.shape)
         return Directions(tangents, slope, statistic), measured
 
     def settled(self) -> Tensor:
@@ -129,7 +129,7 @@ def measure(tangents: Tensor, statistic: str) -> Tensor:
 
 
 def _total_squares(tangents: Tensor) -> Tensor:
-    distinct = _compact(tangents)
+    distinct = compact(tangents)
     squares = distinct.to(accumulation_dtype(tangents.dtype)).square()
     return squares.sum() * (tangents.numel() // distinct.numel())
 
@@ -148,7 +148,7 @@ def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:
     return Directions(unit.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape))
 
 
-def _compact(tangents: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+def compact(tangents: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     """Cuts axes of stride 0, whose entries are all equal, down to size 1."""
     for dim in range(1, tangents.dim()) if dims is None else dims:
         if tangents.size(dim) > 1 and tangents.stride(dim) == 0:

@@ -87,13 +87,14 @@ class Evaluation:
     A certificate refuses layers in training mode and cuts parameters out of the graph. Values may have a precision of
     their own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
     Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
-    running statistics alone.
+    running statistics alone. `rounding` takes part in the linearization of every result that is no view of its input.
     """
 
     model: nn.Module
     statistic: str | None = None
     certificate: bool = False
     declared: torch.dtype | None = None
+    rounding: Callable[[Tensor, Any], Any] | None = None
     finished: bool = False
     checkpointed: bool = False
     layers: list[Any] = field(default_factory=list)
@@ -276,6 +277,9 @@ class LinearizedTensor(Tensor):
     def replaced(self, value: Tensor, linearization: Any, samples: Samples | None = None) -> LinearizedTensor:
         """The result of a function of this tensor."""
         samples = self.samples if samples is None else samples
+        rounding = self.evaluation.rounding
+        if rounding is not None and value.untyped_storage().data_ptr() != self.value.untyped_storage().data_ptr():
+            linearization = rounding(value, linearization)
         return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
 
     def become(self, other: LinearizedTensor) -> LinearizedTensor:

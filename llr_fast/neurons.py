@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from llr_fast import bounds, certify, norms
 from llr_fast.bounds import Probe
 from llr_fast.checks import check_choice, check_direction
-from llr_fast.directions import Directions
 from llr_fast.frozen import freeze
 from llr_fast.linearize import Layer
 from llr_fast.modes import as_written
-
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}  # of a neuron's value and rate, relative to their terms
+from llr_fast.rounding import Rounding, stays_on
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
 def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """How far each sample can move along a direction before the network's linear piece changes (Prop. 4).
 
-    A neuron that is on a kink, and stays on it along the direction, has no kink ahead; both up to rounding, which is
-    known from one more direction.
+    A neuron that is on a kink, and stays on it along the direction, has no kink ahead; both up to rounding, whose size
+    is estimated for each neuron.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -121,7 +119,9 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     along, start = direction.detach().to(dtype), x.detach().to(dtype)
     scale = (_power_of_two(start) / _power_of_two(along)).clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max)
     along = along * scale.view(-1, *[1] * (x.dim() - 1))
-    layers = certify.evaluate(model, x, with_terms(along, torch.maximum(start.abs(), along.abs())), dtype)
+    rounding = Rounding()
+    directions = rounding.start(along[None], torch.maximum(start.abs(), along.abs()))
+    layers = certify.evaluate(model, x, directions, dtype, rounding=rounding)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
     return scale * torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
 
@@ -132,28 +132,8 @@ def _power_of_two(x: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(largest), largest.frexp().exponent).masked_fill(largest == 0, 1.0)
 
 
-def with_terms(direction: Tensor, size: Tensor) -> Directions:
-    """The direction [B, ...], and a random one whose entries have the given sizes [B, ...].
-
-    The derivative along the second is about as large as the terms that a neuron's value at such entries is a sum of.
-    """
-    generator = torch.Generator("cpu").manual_seed(0)
-    random = torch.randn(direction.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
-    return Directions(torch.stack([direction, size * random.to(size)]))
-
-
-def stays_on(layer: Layer, kink: float) -> Tensor:
-    """[B, n]: where value and rate cannot be told from those of a neuron that stays on the kink along the direction."""
-    rate, terms = layer.statistic
-    rounding = _ROUNDING[terms.dtype] * terms.abs()
-    return ((layer.z - kink).abs() <= rounding) & (rate.abs() <= rounding)
-
-
 def first_kink(layer: Layer) -> Tensor:
-    """[B]: the smallest step at which a neuron reaches a kink; on a kink it is on the piece below.
-
-    The layer's statistic are its tangents along `with_terms`.
-    """
+    """[B]: the smallest step along the first direction at which a neuron reaches a kink; on one it is below it."""
     moving = torch.stack([stays_on(layer, kink) for kink in layer.kinks]).any(0).logical_not()
     rate, steps = layer.statistic[0] * moving, []
     for kink in layer.kinks:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from llr_fast import certify
 from llr_fast.batches import stream
-from llr_fast.directions import Directions, _compact
+from llr_fast.directions import Directions
 from llr_fast.linearize import Layer, LinearizedTensor
 from llr_fast.modes import as_written
 from llr_fast.outputs import tensors_of
 from llr_fast.ranks import check_group, gathered
+from llr_fast.rounding import Rounding, error, near
 from llr_fast.samples import Samples
 
-_PROBES = 2  # directions along which Jacobians are compared
-_PROJECTIONS = 3  # numbers that are kept of what is found along them
+_PROJECTIONS = 3  # numbers that are kept of the derivative along one direction
 _RESOLUTION = 1e-9  # of relative differences of Jacobians, which float64 resolves to 1e-12 where nothing cancels
-_SHAKE = 2.0**-30  # relative change of every intermediate result that shows how far rounding errors grow
-_SHIFTS = 65537  # prime
-_ROUNDING = 2.0**-41  # relative rounding error of every intermediate result, a few thousand times that of one sum
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,13 @@ def count_linear_regions(
     first of them speaks for all. Of each pattern no more is kept than a hash (128 bits, so that distinct patterns count
     as distinct) and, of its Jacobian, three numbers and their error.
 
-    The numbers are random projections of the derivatives J b along two random directions b, in float64, the same for
-    all points. Their error is 1e-9 of the norm of J b, or what rounding may do where that is more: one of the
-    directions is followed once more while every intermediate result is changed at random by 1e-9 of itself, and what
-    this does to J b shows how much larger the terms are that J b is a sum of. Jacobians count as one where all three
+    The numbers are random projections of the derivative J b along a random direction b, in float64, the same for all
+    points. Their error is 1e-9 of the norm of J b, or what rounding may do where that is more, as where large terms
+    cancel: the network carries noise along that grows as rounding errors do. Jacobians count as one where all three
     numbers agree within their errors, in steps from point to point. So neither rounding nor large terms that cancel
-    make Jacobians distinct, nor does a constant factor of the model or its input decide. Distinct Jacobians that are
-    closer than that are taken for one, so `lower` remains a lower bound.
+    make Jacobians distinct, nor does a constant factor of the model or its input decide. Points that rounding may have
+    put on the other side of a kink, and those whose Jacobian leaves the range of float64, count in the upper bound
+    alone. Distinct Jacobians that are closer than their errors are taken for one, so `lower` remains a lower bound.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -91,23 +88,26 @@ class Counter:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._points = 0
-        self._jacobians: dict[bytes, Tensor] = {}  # by pattern
-        self._shaking = _Shaking()
+        self._jacobians: dict[bytes, Tensor] = {}  # by pattern; the error is infinite of those that are not certain
+        self._rounding = Rounding(apart=True)
 
     def add(self, x: Tensor) -> None:
         """Counts the points x [B, ...] too."""
         certify.check(self._model, x, torch.float64)
         for part in x.split(certify.samples_at_once(self._model, x, torch.float64)):
             observed = _Observed(self._model)
-            directions = _random(0, _PROBES, 1, *part.shape[1:]).to(part.device).expand(-1, *part.shape)
-            start = Shaken(Directions(directions), Directions(directions[:1]), self._shaking)
-            # With a statistic the layers do not keep their tangents.
-            layers = certify.evaluate(observed, part, start, torch.float64, "sum_squares")
-            found = _fingerprints(*observed.derivatives(part)).cpu()
+            direction = _random(0, 1, 1, *part.shape[1:]).to(part.device)
+            start = Directions(self._rounding.start(direction).tangents.expand(-1, *part.shape))
+            layers = certify.evaluate(observed, part, start, torch.float64, rounding=self._rounding)
+            found = _fingerprints(observed.tangents(part), _in_doubt(layers, part)).cpu()
             for pattern, fingerprint in zip(pattern_hashes(layers, len(part)), found):
-                if pattern not in self._jacobians:
-                    self._jacobians[pattern] = fingerprint.clone()
+                self._keep(pattern, fingerprint)
             self._points += len(part)
+
+    def _keep(self, pattern: bytes, fingerprint: Tensor) -> None:
+        known = self._jacobians.get(pattern)
+        if known is None or (not known[0].isfinite() and fingerprint[0].isfinite()):
+            self._jacobians[pattern] = fingerprint.clone()
 
     def merge(self, group: distributed.ProcessGroup | None) -> None:
         """Takes over the points of the other processes of the group."""
@@ -116,74 +116,13 @@ class Counter:
         for points, patterns, jacobians in parts:
             self._points += points
             for pattern, jacobian in zip(patterns, jacobians):
-                self._jacobians.setdefault(pattern, jacobian)
+                self._keep(pattern, jacobian)
 
     def result(self) -> RegionCount:
         jacobians = torch.stack(list(self._jacobians.values()))
-        return RegionCount(_distinct(jacobians[:, 1:], jacobians[:, :1]), len(jacobians), self._points)
-
-
-def _on_both(method: str) -> Callable[..., Any]:
-    def apply(self: Shaken, *arguments: Any) -> Any:
-        exact = getattr(self.exact, method)(*(a.exact if isinstance(a, Shaken) else a for a in arguments))
-        shaken = getattr(self.shaken, method)(*(a.shaken if isinstance(a, Shaken) else a for a in arguments))
-        if isinstance(exact, list):
-            return [self.of(*both) for both in zip(exact, shaken, strict=True)]
-        return self.of(exact, shaken)
-
-    return apply
-
-
-@dataclass(frozen=True)
-class Shaken:
-    """Tangents, and the first of them once more, of which every intermediate result was changed at random."""
-
-    exact: Any
-    shaken: Any
-    shaking: _Shaking
-    keeps: ClassVar[bool] = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.exact.dtype
-        return dtype
-
-    def of(self, exact: Any, shaken: Any) -> Shaken:
-        return Shaken(exact, shaken if shaken is self.shaken else self.shaking(shaken), self.shaking)
-
-    pointwise = _on_both("pointwise")
-    batched = _on_both("batched")
-    convolved = _on_both("convolved")
-    scaled = _on_both("scaled")
-    linear = _on_both("linear")
-    mapped = _on_both("mapped")
-
-    def reshaped(self, shape: Sequence[int]) -> Shaken:
-        return Shaken(self.exact.reshaped(shape), self.shaken.reshaped(shape), self.shaking)
-
-    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Shaken, Tensor]:
-        exact, measured = self.exact.activate(slope, statistic)
-        return Shaken(exact, Directions(self.shaken.settled() * slope), self.shaking), measured
-
-
-class _Shaking:
-    """Changes every entry of a linearization at random by up to `_SHAKE` of itself."""
-
-    def __init__(self) -> None:
-        self._factors = torch.empty(0, device="cpu")
-        self._calls = 0
-
-    def __call__(self, linearization: Any) -> Directions:
-        settled = linearization.settled()
-        tangents = _compact(settled)
-        # A stretch of the same random numbers, another one for each call.
-        self._calls += 1
-        first, size = 7919 * self._calls % _SHIFTS, tangents.numel()
-        if len(self._factors) < _SHIFTS + size or self._factors.device != tangents.device:
-            uniform = torch.rand(_SHIFTS + size, generator=_seeded(2), dtype=torch.float64, device="cpu")
-            self._factors = (1 + _SHAKE * (2 * uniform - 1)).to(tangents.device)
-        factors = self._factors[first : first + size].view(tangents.shape)
-        return Directions((tangents * factors).expand(settled.shape))
+        certain = jacobians[jacobians[:, 0].isfinite()]
+        lower = _distinct(certain[:, 1:], certain[:, :1]) if len(certain) else 1
+        return RegionCount(lower, len(jacobians), self._points)
 
 
 class _Observed(nn.Module):
@@ -192,23 +131,19 @@ class _Observed(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.outputs: list[tuple[Samples, Shaken]] = []
+        self._outputs: list[tuple[Samples, Any]] = []
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
         leaves = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
         # Of the first evaluation: further ones compare values alone.
-        self.outputs = self.outputs or [(leaf.samples, leaf.linearization) for leaf in leaves]
+        self._outputs = self._outputs or [(leaf.samples, leaf.linearization) for leaf in leaves]
         return output
 
-    def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, K, L]: those of all outputs at x [B, ...] along the K directions; and [B, 1, L], what shaking does."""
-        exact = [samples.rows(both.exact.settled(), lead=1) for samples, both in self.outputs]
-        shaken = [samples.rows(both.shaken.settled(), lead=1) for samples, both in self.outputs]
-        none = torch.empty(1, x.size(0), 0, dtype=torch.float64, device=x.device)
-        derivatives = torch.cat([none.expand(_PROBES, -1, -1), *exact], 2).transpose(0, 1)
-        change = torch.cat([none, *shaken], 2).transpose(0, 1) - derivatives[:, :1]
-        return derivatives, change
+    def tangents(self, x: Tensor) -> Tensor:
+        """[3, B, n]: those of all outputs at x [B, ...], and zeros in case that none depends on it."""
+        none = torch.zeros(3, x.size(0), 1, dtype=torch.float64, device=x.device)
+        return torch.cat([none, *(samples.rows(found.settled(), lead=1) for samples, found in self._outputs)], 2)
 
 
 def pattern_hashes(layers: list[Layer], batch: int) -> list[bytes]:
@@ -221,11 +156,33 @@ def pattern_hashes(layers: list[Layer], batch: int) -> list[bytes]:
     ]
 
 
-def _fingerprints(derivatives: Tensor, change: Tensor) -> Tensor:
-    """[B, 1 + projections]: of the derivatives [B, K, L] the error, and random projections."""
-    flat = derivatives.flatten(1)
-    error = torch.maximum(_RESOLUTION * flat.norm(dim=1), _ROUNDING / _SHAKE * change.flatten(1).norm(dim=1))
-    return torch.cat([error[:, None], flat @ _random(1, flat.size(1), _PROJECTIONS).to(flat.device)], 1)
+def _in_doubt(layers: list[Layer], x: Tensor) -> Tensor:
+    """[B]: which of the points x [B, ...] rounding may have put on the other side of a kink."""
+    doubt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for layer in layers:
+        rate, noise, _ = layer.statistic
+        moves = rate.abs() > error(noise)
+        for kink in layer.kinks:
+            doubt |= (near(layer, kink) & moves).any(1)
+    return doubt
+
+
+def _fingerprints(tangents: Tensor, doubt: Tensor) -> Tensor:
+    """[B, 1 + projections]: of derivatives the error, infinite where they are in doubt [B], and random projections.
+
+    The tangents [3, B, n] of all outputs are the derivatives and their noise.
+    """
+    derivatives, noise, _ = tangents
+    largest = torch.maximum(_RESOLUTION * _norm(derivatives), _norm(error(noise)))[:, None]
+    numbers = derivatives @ _random(1, derivatives.size(1), _PROJECTIONS).to(derivatives.device)
+    certain = ~doubt[:, None] & torch.cat([largest, numbers], 1).isfinite().all(1, keepdim=True)
+    return torch.cat([largest.masked_fill(~certain, torch.inf), numbers], 1)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """[B]: the l2 norms of rows [B, n], whose squares float64 may not know."""
+    largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    return (rows / largest).norm(dim=1) * largest[:, 0]
 
 
 def _distinct(numbers: Tensor, error: Tensor) -> int:

@@ -13,10 +13,12 @@ from llr_fast import certify
 from llr_fast.batches import PATIENCE
 from llr_fast.linearize import Layer
 from llr_fast.modes import as_written
-from llr_fast.neurons import first_kink, stays_on, with_terms
+from llr_fast.neurons import first_kink
 from llr_fast.regions import pattern_hashes
+from llr_fast.rounding import Rounding, without_sides
 
 _SHORTEST = 1e-11  # part of the segment; where float64 puts the ends of two neighbouring regions may differ by less
+_MOST_POINTS = 64  # evaluated for each region; 40 halve a gap down to the shortest
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     A point's directional margins forwards and backwards (Prop. 4), found by one tangent, are the ends of its region on
     the segment. Starting from a point of the segment, every part that is left over gets a point in the next round,
     until nothing is left: one point for each region, many of them in one evaluation, and none is stepped over. The
-    limit is float64: regions shorter than 1e-11 of the segment are not resolved. A second tangent tells the rounding of
-    each neuron: one that stays on a kink all along the segment has no side there, and bounds no region.
+    limit is float64: regions shorter than 1e-11 of the segment are not resolved. Further tangents estimate the rounding
+    of each neuron: one that stays on a kink all along the segment has no side there, and bounds no region.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -74,7 +76,8 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
         One `Crossings` for each of the B segments.
 
     Raises:
-        As `margin`.
+        ValueError: there are so many shorter regions that 64 points for each longer one do not suffice; and as
+            `margin`.
 
     Example:
         Integrated gradients (Sundararajan et al., 2017), exactly: the gradient is constant in each region.
@@ -95,21 +98,59 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
         got = f"{tuple(end.shape)} on {end.device}"
         raise ValueError(f"end: expected the shape and device of start, {tuple(start.shape)}, got {got}")
     chunk = certify.samples_at_once(model, start[:1].expand(2, *start.shape[1:]), torch.float64)
-    regions: list[dict[bytes, tuple[float, float]]] = [{} for _ in start]
+    found = [_Found() for _ in start]
     gaps = [(segment, 0.0, 1.0) for segment in range(len(start))]
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while gaps:
             now, gaps = gaps[-chunk:], gaps[:-chunk]
-            for (segment, low, high), (pattern, first, last) in zip(
-                now, _regions_at(model, start.double(), end.double(), now)
-            ):
-                known = regions[segment].get(pattern, (1.0, 0.0))
-                # A region is convex, so what is found of it twice, at its rounded ends, is one piece.
-                regions[segment][pattern] = (min(known[0], first), max(known[1], last))
-                sides = ((segment, low, first), (segment, last, high))
-                gaps += [side for side in sides if side[2] - side[1] > _SHORTEST]
+            for (segment, low, high), region in zip(now, _regions_at(model, start.double(), end.double(), now)):
+                gaps += [(segment, *gap) for gap in found[segment].add(low, high, *region)]
+            for segment in {gap[0] for gap in now}:
+                found[segment].check()
             bar.update(len(now))
-    return [Crossings(a, b, _boundaries(found).to(a.device)) for a, b, found in zip(start, end, regions)]
+    return [Crossings(a, b, regions.boundaries().to(a.device)) for a, b, regions in zip(start, end, found)]
+
+
+class _Found:
+    """What is known of the regions along one segment: by pattern, where each begins and ends."""
+
+    def __init__(self) -> None:
+        self._regions: dict[bytes, tuple[float, float]] = {}
+        self._points = 0
+
+    def add(self, low: float, high: float, pattern: bytes, first: float, last: float) -> list[tuple[float, float]]:
+        """Takes in what a point in the gap from `low` to `high` tells; the gaps that are left of this one.
+
+        A region is convex: what lies between two of its parts belongs to it, too, whatever rounding makes of it. So
+        only a new region leaves more than one gap.
+        """
+        known = self._regions.get(pattern, (1.0, 0.0))
+        begin, end = min(known[0], first), max(known[1], last)
+        self._regions[pattern] = begin, end
+        self._points += 1
+        return [gap for gap in ((low, min(first, begin)), (max(last, end), high)) if gap[1] - gap[0] > _SHORTEST]
+
+    def check(self) -> None:
+        """Raises where most points find regions that are too short to be resolved."""
+        resolved = len(self._resolved()) if self._points > _MOST_POINTS else 0
+        if self._points > _MOST_POINTS * (1 + resolved):
+            raise ValueError(
+                f"model: expected regions longer than {_SHORTEST:g} of the segment, got {resolved} of these "
+                f"and {len(self._regions) - resolved} shorter ones at {self._points} points"
+            )
+
+    def boundaries(self) -> Tensor:
+        """[R + 1]: between neighbours the middle of what rounding makes of one point."""
+        between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(self._resolved())]
+        return torch.tensor([0.0, *between, 1.0], dtype=torch.float64, device="cpu")
+
+    def _resolved(self) -> list[tuple[float, float]]:
+        """In order along the segment; none lies within another, as rounding may make it look."""
+        found: list[tuple[float, float]] = []
+        for begin, end in sorted(self._regions.values()):
+            if end - begin > _SHORTEST and (not found or end > found[-1][1]):
+                found.append((begin, end))
+        return found
 
 
 def _regions_at(
@@ -122,30 +163,16 @@ def _regions_at(
     t = low + 0.47 * (high - low)
     origin, along = start[segment], end[segment] - start[segment]
     x = origin + t.view(-1, *[1] * (origin.dim() - 1)) * along
-    directions = with_terms(along, torch.maximum(origin.abs(), end[segment].abs()))
-    layers = certify.evaluate(model, x, directions, torch.float64)
+    rounding = Rounding()
+    directions = rounding.start(along[None], torch.maximum(origin.abs(), end[segment].abs()))
+    layers = certify.evaluate(model, x, directions, torch.float64, rounding=rounding)
     first = torch.maximum(t - _reach(layers, t, -1), low)
     last = torch.minimum(t + _reach(layers, t, 1), high)
-    hashes = pattern_hashes([_without_sides(layer) for layer in layers], len(gaps))
+    hashes = pattern_hashes([without_sides(layer) for layer in layers], len(gaps))
     return list(zip(hashes, first.tolist(), last.tolist()))
-
-
-def _without_sides(layer: Layer) -> Layer:
-    """The layer with a piece of its own for neurons that stay on a kink."""
-    piece = layer.piece
-    for number, kink in enumerate(layer.kinks):
-        piece = piece.masked_fill(stays_on(layer, kink), -1 - number)
-    return replace(layer, piece=piece)
 
 
 def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
     """[G]: the way to the first kink ahead (1) or behind (-1)."""
     steps = [first_kink(replace(layer, statistic=sign * layer.statistic)) for layer in layers]
     return torch.stack([torch.full_like(t, torch.inf), *steps]).amin(0)
-
-
-def _boundaries(regions: dict[bytes, tuple[float, float]]) -> Tensor:
-    """[R + 1], from where regions begin and end: between neighbours the middle of what rounding makes of one point."""
-    ends = sorted(end for end in regions.values() if end[1] - end[0] > _SHORTEST)
-    between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(ends)]
-    return torch.tensor([0.0, *between, 1.0], dtype=torch.float64, device="cpu")
