@@ -16,11 +16,16 @@ _UNITS = 32  # of rounding, of the largest output: outputs mostly differ by less
 _SPREAD = 16  # times what evaluations in two precisions differ by: rounding of the coarser one, however much cancels
 
 
+def model_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
+    """The dtype of inputs that the model takes: that of its parameters, or of x where it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+
+
 @torch.no_grad()
 def plain_output(model: nn.Module, x: Tensor) -> Any:
-    """What the model as it is computes at x [B, ...]."""
+    """What the model as it is computes at x [B, ...], a copy of which it gets in its own dtype and may write to."""
     with uncompiled:
-        return model(x.clone())  # it may write to it
+        return model(x.detach().to(model_dtype(model, x), copy=True))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import agreement, generators
+from llr_fast.agreement import model_dtype
 from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
 from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTensor, linearize
 from llr_fast.precision import full_precision
@@ -83,11 +84,6 @@ def _versions_in_training(model: nn.Module) -> dict[str, int]:
 def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
     """The layers of neurons with their values alone."""
     return evaluate(model, x, values_alone(), dtype)
-
-
-def model_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
-    """The dtype of inputs that the model takes: that of its parameters, or of x where it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
 
 
 def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llr_fast import certify
+from llr_fast.agreement import model_dtype, plain_output
 from llr_fast.batches import PATIENCE
 from llr_fast.checks import check_count, check_generator, check_range
+from llr_fast.directions import Directions
 from llr_fast.modes import as_written
 from llr_fast.outputs import logits_of
+from llr_fast.regions import Observed
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def gradient_distortion(
     check_generator(generator)
     clip = _range(clip)
     _check(model, x, y, clip)
+    x = x.detach().to(model_dtype(model, x))
+    _check_gradients(model, x, y, radius, clip)
     kept = min(population, max(2, round(keep * population)))
     evaluations = population + generations * (population - kept)
     uniform = max(samples, evaluations) if baseline else samples
@@ -129,8 +134,7 @@ class _Ball:
         bar: tqdm,
     ) -> None:
         self._model, self._y, self._generator, self._bar = model, y, generator, bar
-        low, high = x - radius, x + radius
-        self._low, self._high = (t if clip is None else t.clamp(*clip) for t in (low[:, None], high[:, None]))
+        self._low, self._high = (t[:, None] for t in _box(x, radius, clip))
         self._gradient = self._gradients(x[:, None])
 
     def empty(self) -> Tensor:
@@ -155,14 +159,25 @@ class _Ball:
 
     def _gradients(self, points: Tensor) -> Tensor:
         labels = self._y.repeat_interleave(points.size(1))
-        with torch.inference_mode(False), torch.enable_grad():
-            x = points.flatten(0, 1).clone().requires_grad_()
-            logits = logits_of(self._model(x)).gather(1, labels[:, None])
-            return torch.autograd.grad(logits.sum(), x)[0].view(points.shape)
+        return _gradient(self._model, points.flatten(0, 1), labels).view(points.shape)
 
     def _random(self, *shape: int) -> Tensor:
         like = self._low
         return torch.rand(len(like), *shape, dtype=like.dtype, device=like.device, generator=self._generator)
+
+
+def _box(x: Tensor, radius: float, clip: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest point of the balls around x."""
+    low, high = x - radius, x + radius
+    return (low, high) if clip is None else (low.clamp(*clip), high.clamp(*clip))
+
+
+def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """[B, ...]: that of the logit y [B] at x [B, ...]."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.clone().requires_grad_()
+        logits = logits_of(model(x.clone())).gather(1, y.clone()[:, None])  # it may write to its input
+        return torch.autograd.grad(logits.sum(), x)[0]
 
 
 def _uniform(ball: _Ball, chunk: int, samples: int, total: int, evaluations: int) -> tuple[Tensor, Tensor]:
@@ -227,13 +242,43 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, clip: tuple[float, float] | N
     if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype != torch.long or y.device != x.device:
         got = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y: expected int64 of shape ({len(x)},) on {x.device}, got {got}")
-    with torch.no_grad():
-        output = logits_of(model(x[:1]))
+    output = logits_of(plain_output(model, x[:1]))
     if y.min() < 0 or y.max() >= output.size(1):
         classes = f"classes from {y.min()} to {y.max()} and output of shape {tuple(output.shape)}"
         raise ValueError(f"y: expected classes of the model, which has output [B, classes], got {classes}")
     if clip is not None and not (clip[0] <= x.min() and x.max() <= clip[1]):
         raise ValueError(f"clip: expected a range that holds x, {x.min():g} to {x.max():g}, got {clip}")
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model(x))
+
+
+def _check_gradients(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip: tuple[float, float] | None) -> None:
+    """Raises where autograd's gradients are not the function's, as behind detach(), hooks and some custom functions.
+
+    One point of each ball is looked at, in a batch of two or more, which shows whether samples mix.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    part, direction = (torch.rand(x.shape, generator=generator, device="cpu").to(x) for _ in range(2))
+    x = torch.lerp(*_box(x, radius, clip), part)
+    x, y, direction = (t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in (x, y, direction.double()))
+    observed = Observed(_Logits(model))
+    certify.evaluate(observed, x, Directions(direction.unsqueeze(0)), torch.float64)
+    rates = observed.tangents(x, 1)[0, :, 1:].gather(1, y[:, None]).squeeze(1)
+    terms = _gradient(model, x, y).double() * direction
+    difference = (terms.flatten(1).sum(1) - rates).abs()
+    tolerance = max(1e-3, 64 * torch.finfo(x.dtype).eps) * (terms.flatten(1).abs().sum(1) + rates.abs())
+    if (difference > tolerance).any():
+        raise ValueError(
+            "model: expected gradients by autograd that are those of the function, got others: detach(), no_grad(), "
+            "hooks on gradients, custom functions or constants that change after use are in the way"
+        )
 
 
 def _points_at_once(model: nn.Module, x: Tensor, memory: int) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr_fast import certify, cost, estimators, norms
+from llr_fast import cost, estimators, norms
+from llr_fast.agreement import model_dtype
 from llr_fast.checks import (
     check_choice,
     check_count,
@@ -193,7 +194,7 @@ class MarginLoss(nn.Module):
         found = margin(self.model, x)
         length = norms.norm(found.gradient, 2).view(-1, *[1] * (x.dim() - 1))
         unit = (found.gradient / length).masked_fill(length == 0, 0)
-        evaluation = Evaluation(self.model, declared=certify.model_dtype(self.model, x))
+        evaluation = Evaluation(self.model, declared=model_dtype(self.model, x))
         with torch.autocast(x.device.type, enabled=False):
             layers = estimators.evaluate(x.double(), Directions(unit.unsqueeze(0)), evaluation)[1]
         bounded = []

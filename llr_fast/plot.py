@@ -223,7 +223,7 @@ def _draw_probability(
     )
     grid = torch.cartesian_prod(up, across).flip(1).to(like)
     with torch.no_grad():
-        logit = logits_of(model(grid))
+        logit = logits_of(model(grid.clone()))
         probability = logit.sigmoid() if logit.size(1) == 1 else logit.softmax(1)[:, target : target + 1 or None]
     image = probability.view(resolution, resolution).float().cpu().numpy()
     # Pale, so that lines and arrows show on it.
@@ -265,7 +265,7 @@ def _draw_balls(ax: Axes, x: Tensor, radius: Tensor, p: float) -> None:
 def _draw_gradients(ax: Axes, model: nn.Module, x: Tensor, target: int, extent: Extent) -> None:
     with torch.enable_grad():
         points = x.detach().clone().requires_grad_()
-        logit = logits_of(model(points))
+        logit = logits_of(model(points.clone()))
         (gradient,) = torch.autograd.grad(logit[:, target if logit.size(1) > 1 else 0].sum(), points)
     longest = gradient.norm(dim=1).max().item() or 1.0
     arrows = gradient.cpu() * 0.1 * (extent[1] - extent[0]) / longest

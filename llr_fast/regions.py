@@ -95,11 +95,11 @@ class Counter:
         """Counts the points x [B, ...] too."""
         certify.check(self._model, x, torch.float64)
         for part in x.split(certify.samples_at_once(self._model, x, torch.float64)):
-            observed = _Observed(self._model)
+            observed = Observed(self._model)
             direction = _random(0, 1, 1, *part.shape[1:]).to(part.device)
             start = Directions(self._rounding.start(direction).tangents.expand(-1, *part.shape))
             layers = certify.evaluate(observed, part, start, torch.float64, rounding=self._rounding)
-            found = _fingerprints(observed.tangents(part), _in_doubt(layers, part)).cpu()
+            found = _fingerprints(observed.tangents(part, 3), _in_doubt(layers, part)).cpu()
             for pattern, fingerprint in zip(pattern_hashes(layers, len(part)), found):
                 self._keep(pattern, fingerprint)
             self._points += len(part)
@@ -125,7 +125,7 @@ class Counter:
         return RegionCount(lower, len(jacobians), self._points)
 
 
-class _Observed(nn.Module):
+class Observed(nn.Module):
     """A model that remembers the linearizations of its outputs."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -140,9 +140,9 @@ class _Observed(nn.Module):
         self._outputs = self._outputs or [(leaf.samples, leaf.linearization) for leaf in leaves]
         return output
 
-    def tangents(self, x: Tensor) -> Tensor:
-        """[3, B, n]: those of all outputs at x [B, ...], and zeros in case that none depends on it."""
-        none = torch.zeros(3, x.size(0), 1, dtype=torch.float64, device=x.device)
+    def tangents(self, x: Tensor, count: int) -> Tensor:
+        """[count, B, 1 + n]: those of all outputs at x [B, ...], behind zeros in case that none depends on it."""
+        none = torch.zeros(count, x.size(0), 1, dtype=torch.float64, device=x.device)
         return torch.cat([none, *(samples.rows(found.settled(), lead=1) for samples, found in self._outputs)], 2)
 
 

@@ -11,7 +11,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, distributed, nn
 
-from llr_fast import certify, norms
+from llr_fast import norms
+from llr_fast.agreement import model_dtype, plain_output
 from llr_fast.batches import stream
 from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
 from llr_fast.margin import METHODS, margin
@@ -172,7 +173,7 @@ def _correct(model: nn.Module, x: Tensor, y: Any, index: int) -> int:
     """How many labels of a batch the model predicts."""
     if not isinstance(y, Tensor):
         raise TypeError(f"loader: expected labels in a torch.Tensor, got {described(y)} in batch {index}")
-    logits = logits_of(model(x))
+    logits = logits_of(plain_output(model, x))
     one_logit = logits.size(1) == 1
     predicted = (logits > 0).long().squeeze(1) if one_logit else logits.argmax(1)
     if predicted.shape != y.shape:
@@ -228,4 +229,4 @@ def _before_normalisation(
     if (scale == scale.flatten()[0]).all():
         # Every margin is multiplied by it, and the model itself may have a faster way than through a division.
         return model, x, scale.flatten()[0].item()
-    return _Normalising(model, scale, certify.model_dtype(model, x.double())), x.double() * scale, 1.0
+    return _Normalising(model, scale, model_dtype(model, x.double())), x.double() * scale, 1.0

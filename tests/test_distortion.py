@@ -178,3 +178,56 @@ def test_refuses(options, message):
     model, x, y = line_network()
     with pytest.raises(ValueError, match=message):
         llr_fast.gradient_distortion(model, x, **{"y": y, "radius": 0.1, **options})
+
+
+class Tripled(torch.autograd.Function):
+    """The identity, with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return 1 * z
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * gradient
+
+
+def hooked(z):
+    if z.requires_grad:
+        z.register_hook(lambda gradient: 3 * gradient)
+    return z
+
+
+NOT_AUTOGRADS = {"detach": lambda z: (z + z.detach()) / 2, "function": Tripled.apply, "hook": hooked}
+
+
+@pytest.mark.parametrize("name", NOT_AUTOGRADS)
+def test_gradients_that_are_not_the_functions_are_refused(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), networks.Apply(NOT_AUTOGRADS[name]), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match="gradients by autograd that are those of the function"):
+        llr_fast.gradient_distortion(model, torch.rand(2, 4), torch.tensor([0, 1]), 0.1, samples=10, population=4)
+
+
+def test_samples_that_mix_are_refused_even_for_one_input():
+    model = nn.Sequential(networks.Apply(lambda x: x - x.mean(0)), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(llr_fast.MixedSamplesError):
+        llr_fast.gradient_distortion(model, torch.rand(1, 4), torch.tensor([0]), 0.1, samples=10, population=4)
+
+
+def test_models_that_write_to_their_input_and_inputs_of_another_dtype():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    options = {"samples": 50, "population": 10, "generations": 1, "progress": False}
+
+    def expected(function, x):
+        model = nn.Sequential(networks.Apply(function), body)
+        generator = torch.Generator().manual_seed(0)
+        return llr_fast.gradient_distortion(model, x, y, 0.3, None, generator=generator, **options).expected
+
+    plain = expected(lambda x: x - 0.5, x.double())
+    assert torch.equal(expected(lambda x: x.sub_(0.5), x.double()), plain)
+    torch.testing.assert_close(expected(lambda x: x - 0.5, x), plain, rtol=0.05, atol=0)
+    with torch.inference_mode():
+        assert torch.equal(expected(lambda x: x - 0.5, x.double()), plain)

@@ -348,3 +348,20 @@ def test_margin_loss_of_tiny_gradients():
     scaled = nn.Sequential(networks.Apply(lambda x: x * 1e-15), model)
     penalty = llr_fast.MarginLoss(scaled)(x * 1e15)[1]
     same(penalty * 1e-15, oracle.margin_penalty(model, x))
+
+
+def test_margin_loss_refuses_second_derivatives():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    penalty = llr_fast.MarginLoss(model)(torch.randn(2, 3))[1]
+    with pytest.raises(NotImplementedError, match="MarginLoss: create_graph=True is not supported"):
+        torch.autograd.grad(penalty, model[0].weight, create_graph=True)
+
+
+def test_bounds_of_no_axes_are_numbers():
+    x = torch.randn(3, 4)
+    numbers, tensors = (
+        llr_fast.ROLLLoss(nn.Sequential(nn.Linear(4, 6), networks.Apply(function)), estimator="exact")
+        for function in (lambda z: z.clamp(-0.3, 0.4), lambda z: z.clamp(torch.tensor(-0.3), torch.tensor(0.4)))
+    )
+    tensors.load_state_dict(numbers.state_dict())
+    torch.testing.assert_close(numbers(x)[1], tensors(x)[1])

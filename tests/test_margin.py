@@ -372,3 +372,24 @@ def test_compiled_model(case, method):
         result = llr_fast.margin(torch.compile(model, backend="eager"), x, method=method)
         assert torch.is_grad_enabled()
     check(result, x, layers, 2)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-140, 1e200, 1e290])
+def test_norms_at_the_ends_of_float64(scale):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double(), torch.rand(3, 4, dtype=DTYPE)
+    before = {q: llr_fast.gradient_norms(model, x, q)[0].norm for q in (1, 2, math.inf)}
+    margins = {p: llr_fast.margin(model, x, p).value for p in (1, 2, math.inf)}
+    model[0].weight.data.mul_(scale)
+    model[0].bias.data.mul_(scale)
+    for q in before:
+        same(llr_fast.gradient_norms(model, x, q)[0].norm / scale, before[q])
+        same(llr_fast.margin(model, x, q).value, margins[q])
+
+
+def test_float32_values_of_a_float64_model():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 3), nn.ReLU()).double(), torch.rand(3, 4)
+    found = llr_fast.margin(model, x, dtype=torch.float32).value
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), llr_fast.margin(model, x).value, rtol=1e-3, atol=1e-7)

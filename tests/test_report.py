@@ -132,3 +132,14 @@ def test_refuses_labels_of_another_shape():
     model, x = networks.build("relu")
     with pytest.raises(ValueError, match=r"loader: expected labels of shape \(3,\), got \(3, 3\)"):
         quiet(model, [(x, torch.zeros(3, 3))])
+
+
+def test_points_are_those_given_where_the_model_writes_to_its_input():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model = nn.Sequential(networks.Apply(lambda x: x.sub_(0.5).div_(0.25)), body)
+    x, y = torch.rand(3, 4), torch.tensor([0, 1, 2])
+    given = x.clone()
+    report = llr_fast.evaluate(model, [(x, y)], 2, progress=False)
+    assert torch.equal(x, given)
+    torch.testing.assert_close(report.margins[2], llr_fast.margin(body, (x.double() - 0.5) / 0.25).value / 4)

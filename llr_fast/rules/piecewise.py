@@ -90,11 +90,12 @@ def _relu6(function: Any, x: LinearizedTensor, inplace: bool = False) -> Lineari
 def _hardtanh(
     function: Any, x: LinearizedTensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> LinearizedTensor:
-    return activate(x, "hardtanh", F.hardtanh(x.value, min_val, max_val), (min_val, max_val), (0.0, 1.0, 0.0))
+    return _clamp(function, x, min_val, max_val)
 
 
 @rule("clamp", "clip", inplace=True)
 def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None) -> Any:
+    min, max = _as_number(min), _as_number(max)
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         raised = x if min is None else torch.maximum(x, torch.as_tensor(min, device=x.value.device))
         return raised if max is None else torch.minimum(raised, torch.as_tensor(max, device=x.value.device))
@@ -105,6 +106,12 @@ def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None)
     if not kinks:
         return pointwise(x, value, identity if slopes == (1.0,) else torch.zeros_like)
     return activate(x, function_name(function).rstrip("_"), value, kinks, slopes)
+
+
+def _as_number(bound: Any) -> Any:
+    """A constant of no axes is one number, and makes one neuron of two kinks with the other bound."""
+    constant = isinstance(bound, Tensor) and not isinstance(bound, LinearizedTensor) and not bound.requires_grad
+    return bound.item() if constant and bound.dim() == 0 else bound
 
 
 @rule("clamp_min", inplace=True)
@@ -121,7 +128,10 @@ def _clamp_max(function: Any, x: LinearizedTensor, max: Any) -> LinearizedTensor
 def _threshold(
     function: Any, x: LinearizedTensor, threshold: float, value: float, inplace: bool = False
 ) -> LinearizedTensor:
-    return activate(x, "threshold", F.threshold(x.value, threshold, value), (float(threshold),), (0.0, 1.0))
+    passed = F.threshold(x.value, threshold, value)
+    if math.isinf(threshold):
+        return pointwise(x, passed, identity if threshold < 0 else torch.zeros_like)
+    return activate(x, "threshold", passed, (float(threshold),), (0.0, 1.0))
 
 
 @rule("abs", "absolute", "__abs__", inplace=True)
