@@ -87,7 +87,7 @@ class Evaluation:
     A certificate refuses layers in training mode and cuts parameters out of the graph. Values may have a precision of
     their own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
     Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
-    running statistics alone. `rounding` takes part in the linearization of every result that is no view of its input.
+    running statistics alone. `rounding` changes the linearization of every result, but for views of arguments.
     """
 
     model: nn.Module

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from llr_fast import certify
 from llr_fast.batches import PATIENCE
 from llr_fast.checks import check_finite, check_range, check_tensor
-from llr_fast.directions import Directions
 from llr_fast.regions import pattern_hashes
+from llr_fast.rounding import Rounding, stays_on, without_sides
 
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 _THINNEST = 1e-9  # part of the picture's diagonal; no polygon is cut closer to its boundary than this
@@ -68,7 +68,8 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
 
     Starting from the rectangle, every polygon is cut along the kinks of the first layer of neurons that has any in it;
     up to there all neurons are affine on the polygon, so the cuts are exact. Parts of one region that a max-pooling's
-    lines have cut apart are put together again.
+    lines have cut apart are put together again. A neuron that stays on a kink all over the rectangle, up to rounding,
+    bounds no region.
 
     Args:
         model: a piecewise-linear network of x [B, 2], in evaluation mode.
@@ -97,7 +98,7 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while pending:
             now, pending = pending[-chunk:], pending[:-chunk]
-            for polygon, pattern, layers in zip(now, *_at_centres(model, now, like)):
+            for polygon, pattern, layers in zip(now, *_at_centres(model, now, like, (left, right, bottom, top))):
                 parts = _cut_by_first_layer(polygon, layers, thinnest)
                 if len(parts) > 1:
                     pending += parts
@@ -118,26 +119,31 @@ def check_extent(extent: Any) -> Extent:
 
 
 def _at_centres(
-    model: nn.Module, polygons: list[np.ndarray], like: Tensor
+    model: nn.Module, polygons: list[np.ndarray], like: Tensor, extent: Extent
 ) -> tuple[list[bytes], list[list[np.ndarray]]]:
     """The pattern at each polygon's centre, and for each layer there its kink lines as rows (a, b, c) of ax + by + c.
 
-    Rows are scaled so that the expression is the distance from the line.
+    Rows are scaled so that the expression is the distance from the line. A neuron that stays on a kink all over the
+    picture has no line.
     """
+    left, right, bottom, top = extent
+    size = np.array([right - left, top - bottom])
+    largest = torch.tensor([max(-left, right), max(-bottom, top)], dtype=torch.float64, device=like.device).abs()
     centres = np.stack([polygon.mean(0) for polygon in polygons])
     x = torch.from_numpy(centres).to(like.device)
-    axes = torch.eye(2, dtype=torch.float64, device=like.device).unsqueeze(1).expand(-1, *x.shape)
-    layers = certify.evaluate(model, x, Directions(axes), torch.float64)
+    axes = torch.from_numpy(np.diag(size)).to(like.device).unsqueeze(1).expand(-1, *x.shape)
+    rounding = Rounding()
+    layers = certify.evaluate(model, x, rounding.start(axes, largest), torch.float64, rounding=rounding)
     lines: list[list[np.ndarray]] = [[] for _ in polygons]
     for layer in layers:
-        gradient = layer.statistic.movedim(0, 2).cpu().numpy()  # [G, n, 2]
+        gradient = layer.statistic[:2].movedim(0, 2).cpu().numpy() / size  # [G, n, 2]
         norm = np.linalg.norm(gradient, axis=2)
         for kink in layer.kinks:
             constant = layer.z.cpu().numpy() - kink - np.einsum("gnd,gd->gn", gradient, centres)
-            for g, alive in enumerate(norm > 0):
-                row = np.concatenate([gradient[g], constant[g, :, None]], 1)[alive]
-                lines[g].append(row / norm[g, alive, None])
-    return pattern_hashes(layers, len(polygons)), lines
+            for g, moves in enumerate((norm > 0) & ~stays_on(layer, kink).cpu().numpy()):
+                row = np.concatenate([gradient[g], constant[g, :, None]], 1)[moves]
+                lines[g].append(row / norm[g, moves, None])
+    return pattern_hashes([without_sides(layer) for layer in layers], len(polygons)), lines
 
 
 def _cut_by_first_layer(polygon: np.ndarray, layers: list[np.ndarray], thinnest: float) -> list[np.ndarray]:

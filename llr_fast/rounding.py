@@ -38,11 +38,15 @@ class Rounding:
         tangents = linearization.settled()
         first = compact(tangents[:1])[0]
         tiny = torch.finfo(first.dtype).tiny / _RELATIVE[first.dtype] ** 2  # smaller results may lose all digits
-        of_first = (first.abs() + tiny) * self._random(first)
-        of_value = value.to(first) * self._random(value)
-        noise = [of_first, of_value] if self._apart else [of_first + of_value]
-        exact, known = tangents[: -len(noise)], tangents[-len(noise) :]
-        return Directions(torch.cat([exact, *((a + b).expand(1, *value.shape) for a, b in zip(known, noise))]))
+        exact, noise = tangents.split([len(tangents) - 1 - self._apart, 1 + self._apart])
+        of_first = self._grown(noise[0], first.abs() + tiny)
+        value = value.nan_to_num(0.0, 0.0, 0.0)  # infinite ones are padding of a maximum
+        grown = [of_first, self._grown(noise[1], value)] if self._apart else [self._grown(of_first, value)]
+        return Directions(torch.cat([exact, *(part.expand(1, *value.shape) for part in grown)]))
+
+    def _grown(self, noise: Tensor, size: Tensor) -> Tensor:
+        """The noise and a random part of each entry's size."""
+        return torch.addcmul(noise, size, self._random(size))
 
     def _random(self, like: Tensor) -> Tensor:
         """A stretch of the same random numbers, another one for each call."""

@@ -162,6 +162,62 @@ def test_segment_in_kinks_of_a_deeper_layer(seed, kind):
         assert got == pytest.approx(want, rel=1e-6) or (got >= 1 - t and want == math.inf)
 
 
+@pytest.fixture
+def points(monkeypatch):
+    """How many points are evaluated."""
+    evaluate, sizes = llr_fast.certify.evaluate, []
+
+    def counting(model, x, *args, **options):
+        sizes.append(len(x))
+        return evaluate(model, x, *args, **options)
+
+    monkeypatch.setattr(llr_fast.certify, "evaluate", counting)
+    return sizes
+
+
+def opposed(neurons: int, kink: nn.Module) -> nn.Sequential:
+    """Of x [B, 2] pairs of neurons that move in opposite ways."""
+    model = nn.Sequential(nn.Linear(2, neurons), kink).double()
+    signs = torch.tensor([1.0, -1.0], dtype=DTYPE).repeat(neurons // 2)
+    model[0].weight.data[:] = signs[:, None] * torch.rand(neurons, 2, dtype=DTYPE)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-24, 1e-20, 1e-17])
+def test_kinks_that_absorb_all_that_moves_bound_nothing(points, scale, dtype):
+    torch.manual_seed(0)
+    model = opposed(30, nn.Hardtanh(-0.5, 0.5))
+    model[0].weight.data *= scale
+    model[0].bias.data.fill_(0.5)
+    start, end = torch.tensor([[-1.0, -2.0]], dtype=dtype), torch.tensor([[3.0, 1.0]], dtype=dtype)
+    (crossings,) = llr_fast.regions_along(model.to(dtype), start, end)
+    assert crossings.t.tolist() == [0, 1] and sum(points) == 1
+
+
+@pytest.mark.parametrize("angle", [1e-6, 1e-9, 1e-11, 1e-12, 1e-13, 1e-15])
+@pytest.mark.parametrize("seed", range(3))
+def test_segments_within_rounding_of_many_kinks_end(points, seed, angle):
+    """Terms of 1e3 that cancel, but for a small rate in opposite directions about one point."""
+    torch.manual_seed(seed)
+    model = opposed(20, nn.ReLU())
+    weight = model[0].weight.data
+    weight[:, 1] = -weight[:, 0] * (1 + angle * torch.rand(20, dtype=DTYPE))
+    model[0].bias.data[:] = -(weight @ torch.full((2,), 500.0, dtype=DTYPE))
+    start = torch.zeros(1, 2, dtype=DTYPE)
+    (crossings,) = llr_fast.regions_along(model, start, start + 1000)
+    assert sum(points) <= 64 * (1 + len(crossings))
+
+
+def test_too_many_short_regions_are_refused(points):
+    model = nn.Sequential(nn.Linear(1, 1000), nn.ReLU()).double()
+    model[0].weight.data.fill_(1.0)
+    model[0].bias.data[:] = -0.5 - 2e-12 * torch.arange(1000, dtype=DTYPE)
+    with pytest.raises(ValueError, match="expected regions longer than 1e-11 of the segment, got 2 of these"):
+        llr_fast.regions_along(model, torch.zeros(1, 1, dtype=DTYPE), torch.ones(1, 1, dtype=DTYPE))
+    assert sum(points) <= 3 * 128
+
+
 def test_short_regions_are_still_found():
     """Kinks 1e-9 of the segment apart, and a direction at an angle of 1e-9 to the kink."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).double()

@@ -57,6 +57,23 @@ def test_pattern_is_constant_inside_each_region(name):
         assert len(llr_fast.activation_pattern(model, points).unique(dim=0)) == 1
 
 
+def test_neuron_in_a_kink_all_over_the_plane_draws_no_line():
+    """Its terms cancel on the plane up to rounding, in front of neurons that do have lines there."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    plane = Plane(model, torch.randn(3, 5, dtype=DTYPE))
+    want = len(regions_on_plane(plane, EXTENT, like=plane.origin, progress=False))
+    normal = torch.linalg.svd(plane.axes).Vh[2:]
+    with torch.no_grad():
+        first = model[0]
+        widened = nn.Linear(5, 16).double()
+        widened.weight[:12], widened.bias[:12] = first.weight, first.bias
+        widened.weight[12:] = 100 * torch.randn(4, 3, dtype=DTYPE) @ normal
+        widened.bias[12:] = -widened.weight[12:] @ plane.origin
+        plane.model = nn.Sequential(widened, nn.ReLU(), nn.Linear(16, 3).double())
+    assert len(regions_on_plane(plane, EXTENT, like=plane.origin, progress=False)) == want
+
+
 def test_regions_equal_regioncam():
     regioncam = pytest.importorskip("regioncam")
     model, camera = dense(), regioncam.Regioncam(size=2.0)

@@ -1,5 +1,6 @@
 """count_linear_regions, region_density and regions_along, against enumeration."""
 
+import itertools
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import llr_fast
 from llr_fast import sketch
 from llr_fast.frozen import freeze
-from llr_fast.regions import Counter, _distinct
+from llr_fast.regions import Counter, _distinct, _fingerprints
 
 DTYPE = torch.float64
 KINDS = ["relu", "relu6", "maximum", "conv2d", "residual", "recurrent_time_first", "frames", "decoder", "max_pool2d"]
@@ -332,6 +333,55 @@ def test_lower_is_never_above_upper(sizes):
     x = torch.randn(64, 50, dtype=DTYPE)
     count = quiet(llr_fast.count_linear_regions, model, [*x.split(sizes), *x.split(1)])
     assert (count.lower, count.upper, count.points) == (1, 1, 128)
+
+
+SMALL = [(1e-24,) * 3, (1e-110,) * 3, (1e-170, 1e-150, 1.0), (1e-160, 1e100, 1e-100), (1e-200, 1e-110, 1e200)]
+LARGE = [(1e6,) * 3, (1e30,) * 3, (1e100,) * 3, (1e160, 1.0, 1e-30), (1e150, 1e150, 1.0), (1.0, 1e300, 1e-300)]
+
+
+@pytest.mark.parametrize("scales", [(1.0,) * 3, *SMALL, *LARGE])
+@pytest.mark.parametrize("seed", range(4))
+def test_scales_of_weights_make_no_jacobians(seed, scales):
+    model, x = cancelling(seed, 1.0, 2), 3 * torch.randn(60, 3, dtype=DTYPE)
+    with torch.no_grad():
+        for layer, scale, size in zip(model[::2], scales, itertools.accumulate(scales, mul)):
+            layer.weight *= scale
+            layer.bias *= size
+        truth = len({exact_jacobian(model, sample) for sample in x})
+    count = quiet(llr_fast.count_linear_regions, model, x.split(7))
+    assert 1 <= count.lower <= truth <= count.upper
+    resolved = all(1e-270 < size < 1e280 for size in itertools.accumulate(scales, mul))
+    assert count.lower == truth or not resolved
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-30])
+def test_kinks_that_absorb_all_that_moves_make_no_jacobians(scale):
+    """Values of 0.5 + 1e-25 are on neither side of 0.5; autograd and this library put them on different ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.Hardtanh(-0.5, 0.5), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        model[2].weight *= scale
+        model[2].bias.fill_(0.5)
+    count = quiet(llr_fast.count_linear_regions, model, [3 * torch.randn(50, 3, dtype=DTYPE)])
+    assert count.lower == 1 < count.upper
+
+
+def test_values_that_are_exactly_on_a_kink_count():
+    model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], dtype=DTYPE)
+    assert quiet(llr_fast.count_linear_regions, model, [x]).lower == 3
+
+
+@pytest.mark.parametrize("certain", [[0, 1, 2], [0], []])
+def test_jacobians_beyond_float64_do_not_count(certain):
+    counter, numbers = Counter(nn.ReLU()), torch.tensor([[1.0], [2.0], [3.0]], dtype=DTYPE)
+    tangents = torch.stack([numbers, 0 * numbers, 0 * numbers])
+    beyond = [i for i in range(3) if i not in certain]
+    for number in (math.inf, -math.inf, math.nan):
+        tangents[0, beyond] = number
+        for i, fingerprint in enumerate(_fingerprints(tangents, torch.zeros(3, dtype=torch.bool))):
+            counter._keep(bytes([i]), fingerprint)
+        assert counter.result().lower == max(1, len(certain))
 
 
 def test_counts_of_several_processes_are_one(monkeypatch):

@@ -14,12 +14,12 @@ from llr_fast.rules.affine import constants, require_constant
 from llr_fast.rules.table import function_name, refuse, rule
 
 
-def _spatial_rank(function: Any) -> int:
+def spatial_rank(function: Any) -> int:
     return int(next(c for c in reversed(function_name(function)) if c.isdigit()))
 
 
-def _require_batch(function: Any, x: LinearizedTensor) -> None:
-    rank = _spatial_rank(function)
+def require_batch(function: Any, x: LinearizedTensor) -> None:
+    rank = spatial_rank(function)
     if x.value.dim() != rank + 2:
         raise refuse(x, function, f"expected a tensor of {rank + 2} axes, got shape {tuple(x.value.shape)}")
     x.samples.kept(range(1, rank + 2), function_name(function))
@@ -30,7 +30,7 @@ def _convolve(
     function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> LinearizedTensor:
     require_constant(function, weight, bias)
-    _require_batch(function, x)
+    require_batch(function, x)
     (w, b), (for_tangents, _) = constants(x, weight, bias)
     value = function(x.value, w, b, *args, **kwargs)
 
@@ -47,7 +47,7 @@ def _convolve(
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
 )
 def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
-    _require_batch(function, x)
+    require_batch(function, x)
     value = function(x.value, *args, **kwargs)
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
 

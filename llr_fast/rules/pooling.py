@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearize import LinearizedTensor
-from llr_fast.rules.convolution import _require_batch, _spatial_rank
+from llr_fast.rules.convolution import require_batch, spatial_rank
 from llr_fast.rules.table import function_name, refuse, rule
 
 Bounds = list[list[list[int]]]  # per spatial axis, per window: the positions in it
@@ -28,8 +28,8 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> LinearizedTensor:
-    rank = _spatial_rank(function)
-    _require_batch(function, x)
+    rank = spatial_rank(function)
+    require_batch(function, x)
     if return_indices:
         raise refuse(x, function, "return_indices=True is not supported")
     kernel, pad, dilate = (_each(v, rank) for v in (kernel_size, padding, dilation))
@@ -61,8 +61,8 @@ _WITH_INDICES = (
 def _adaptive_max_pool(
     function: Any, x: LinearizedTensor, output_size: Any, return_indices: bool = False
 ) -> LinearizedTensor:
-    rank = _spatial_rank(function)
-    _require_batch(function, x)
+    rank = spatial_rank(function)
+    require_batch(function, x)
     if return_indices or function in _WITH_INDICES:
         raise refuse(x, function, "indices of the winners are not supported; use torch.nn.functional's without them")
     sizes = x.value.shape[2:]
