@@ -94,6 +94,14 @@ def test_numbers_of_directions():
     assert (int(low), int(high)) == (min(DIRECTIONS.values()), max(DIRECTIONS.values()))
 
 
+def test_the_plain_step_grows_more_with_the_input():
+    records = json.loads((ROOT / "benches" / "results" / "cpu.json").read_text())["benchmarks"]
+    growth = [r["extra_info"] for r in records if r["extra_info"]["table"] == "growth"]
+    inputs = {r["input"]: r["seconds"] for r in growth if r["axis"] == "input"}
+    ratios = [inputs[size]["llr_fast"] / inputs[size]["cross_entropy"] for size in sorted(inputs)]
+    assert len(ratios) == 5 and ratios == sorted(ratios, reverse=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_and_norms_are_of_float64(dtype):
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()).to(dtype), torch.randn(2, 3, dtype=dtype)
