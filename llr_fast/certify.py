@@ -15,7 +15,7 @@ from llr_fast.linearize import Evaluation, Layer, Linearization, LinearizedTenso
 from llr_fast.precision import full_precision
 from llr_fast.tape import values_alone
 
-MEMORY_BUDGET = 2**29  # bytes that one evaluation's tangents may take; larger work is cut into chunks
+MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may take; larger work is cut into chunks
 CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
 ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk begins with
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing

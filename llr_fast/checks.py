@@ -19,6 +19,14 @@ from llr_fast.linearize import LinearizedTensor
 
 T = TypeVar("T")
 
+_DISTRIBUTING = {  # module, which whoever uses it has imported, and class; and what goes around a loss
+    "DistributedDataParallel": ("torch.nn.parallel", "DistributedDataParallel", "DistributedDataParallel"),
+    "DataParallel": ("torch.nn.parallel", "DataParallel", "DistributedDataParallel"),
+    "replicate": ("torch.distributed._composable.replicate", "DDP", "DistributedDataParallel"),
+    "FullyShardedDataParallel": ("torch.distributed.fsdp", "FullyShardedDataParallel", "fully_shard"),
+    "fully_shard": ("torch.distributed.fsdp", "FSDPModule", "fully_shard"),
+}
+
 
 def check_model(model: Any) -> None:
     """`model` is a network as it was written: no loss around it, and nothing of it scripted, traced or exported."""
@@ -63,16 +71,21 @@ def check_no_transform() -> None:
 def check_not_distributed(model: nn.Module) -> None:
     """`model` is what a loss wraps: data parallelism goes around the loss, where hooks see plain tensors.
 
-    Raises ValueError where the model or a part of it is wrapped by DistributedDataParallel or sharded by fully_shard.
+    Raises ValueError where the model or a part of it is wrapped or sharded, or is one of the copies that DataParallel
+    makes for several devices, whose parameters are no leaves.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever shards
-    sharded = getattr(fsdp, "FSDPModule", ())
     for path, module in model.named_modules():
-        if isinstance(module, (nn.parallel.DistributedDataParallel, sharded)):
-            how = "fully_shard" if isinstance(module, sharded) else "DistributedDataParallel"
-            where = f"its module {path!r}" if path else "it"
+        where = f"its module {path!r}" if path else "it"
+        for how, (package, kind, around) in _DISTRIBUTING.items():
+            if isinstance(module, getattr(sys.modules.get(package), kind, ())):
+                raise ValueError(
+                    f"model: {where} is wrapped by {how}; wrap the loss instead, {around}(Loss(model)), and nothing "
+                    "inside it"
+                )
+        if getattr(module, "_is_replica", False):
             raise ValueError(
-                f"model: {where} is wrapped by {how}; wrap the loss instead, {how}(Loss(model)), and nothing inside it"
+                f"model: {where} is a copy that DataParallel made for one of several devices; use "
+                "DistributedDataParallel(Loss(model)) in a process for each"
             )
 
 

@@ -74,7 +74,7 @@ def gradient_distortion(
         samples: of the mean.
         population, generations, keep: of the genetic search; `keep` is the part of the population that survives.
         baseline: whether to compute it, which doubles the work.
-        memory: bytes that the activations of one evaluation, and the points of one, may take.
+        memory: bytes that the points and activations of one evaluation may take, estimated from the number of neurons.
         generator: of all random numbers, on the device of x; the same state and arguments give the same result.
         progress: whether long work shows a progress bar.
 

@@ -41,9 +41,9 @@ class ROLLLoss(nn.Module):
         C: weight of the hinge.
         gamma: percent of the neurons of each sample, from 0 (the single top neuron, Eq. 7) to 100 (all of them).
         estimator: of the squared gradient norms. "exact" uses Gram matrices where the model is a chain of dense
-            layers and all input axes elsewhere; "rademacher" uses random signs in every direction, "axis" random
-            input axes (Eq. 10): both are unbiased for gamma = 100. "auto" takes "exact" where that costs no more
-            than 16 forward passes for each sample asked for, else "rademacher".
+            layers and they cost less than all input axes, which it uses elsewhere; "rademacher" uses random signs in
+            every direction, "axis" random input axes (Eq. 10): both are unbiased for gamma = 100. "auto" takes "exact"
+            where that costs no more than 16 forward passes for each sample asked for, else "rademacher".
         samples: directions for each sample of the batch.
         generator: of the random directions, on the device of x.
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import worker
+from torch import nn
+
+import llr_fast
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,12 +63,24 @@ def test_nothing_keeps_a_deleted_parallel_loss(ranks):
     assert all(found["deleted"] for found in ranks)
 
 
-def test_models_distributed_inside_are_refused(ranks):
+@pytest.mark.parametrize("how", worker.INSIDE)
+def test_models_distributed_inside_are_refused(ranks, how):
+    where = "its module '2'" if how.endswith("part") else "it"
+    expected = f"ValueError: model: {where} is wrapped by {how.split()[0]}; wrap the loss instead"
     for found in ranks:
-        whole, part, replicated = found["refusals"]
-        assert whole.startswith("ValueError: model: it is wrapped by fully_shard; wrap the loss")
-        assert part.startswith("ValueError: model: its module '2' is wrapped by fully_shard")
-        assert replicated.startswith("ValueError: model: it is wrapped by DistributedDataParallel; wrap the loss")
+        assert all(message.startswith(expected) for message in found["refusals"][how])
+
+
+def test_data_parallel():
+    """On a CPU it calls the loss itself; of several devices it would make copies."""
+    model, x, _ = worker.batch("relu")
+    loss = llr_fast.ROLLLoss(model, estimator="exact")
+    torch.testing.assert_close(nn.DataParallel(loss)(x), loss(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="model: it is wrapped by DataParallel; wrap the loss instead, Distributed"):
+        llr_fast.ROLLLoss(nn.DataParallel(model))(x)
+    copy = nn.parallel.replicate(llr_fast.MarginLoss(nn.ReLU()), [0, 1])[1]
+    with pytest.raises(ValueError, match="model: it is a copy that DataParallel made for one of several devices"):
+        copy(x)
 
 
 def test_measures_of_all_ranks(ranks):

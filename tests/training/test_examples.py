@@ -24,8 +24,9 @@ def test_plain_loop():
     assert "median l2 margin" in run(str(ROOT / "examples" / "plain_loop.py"), "4")
 
 
-def test_distributed():
-    printed = run(*TORCHRUN, str(ROOT / "examples" / "data_parallel.py"), "3")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_distributed(kind):
+    printed = run(*TORCHRUN, str(ROOT / "examples" / "data_parallel.py"), "3", kind)
     assert "rank 0: loss" in printed and "rank 1: loss" in printed
 
 

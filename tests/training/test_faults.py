@@ -41,9 +41,10 @@ def test_nan_in_the_batch_reaches_the_penalty(name, broken):
     assert not LOSSES[name](model)(x)[1].isfinite()
 
 
-def test_nan_in_the_batch_has_no_margin():
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_nan_in_the_batch_has_no_margin(broken):
     model, x = networks.build("conv1d")
-    x[1, 0, 3] = math.nan
+    x[1, 0, 3] = broken
     with pytest.raises(ValueError, match="x: expected finite values, got 1"):
         llr_fast.MarginLoss(model)(x)
 

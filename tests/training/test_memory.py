@@ -1,4 +1,4 @@
-"""What the exact methods hold in memory: a fixed number of weights by Gram matrices, one chunk of tangents by axes."""
+"""What the exact methods hold in memory: copies of the weights by Gram matrices, one chunk of tangents by axes."""
 
 import os
 import sys
@@ -25,8 +25,8 @@ def beyond_plain_step(model, x, gamma=100):
 
 
 @pytest.mark.parametrize("gamma", [100, 25])
-def test_gram_matrices_do_not_grow_with_the_input(gamma):
-    """But for copies of the first weight, as of its gradient, which Jacobians take for each layer and sample."""
+def test_gram_matrices_grow_by_copies_of_the_first_weight(gamma):
+    """As of its gradient; Jacobians would take one for each layer and sample."""
     torch.manual_seed(0)
     for size in (100, 1000, 10000):
         model, x = networks.mlp(size, 60, 60, 60, 10), torch.randn(8, size)
@@ -56,6 +56,15 @@ def by_axes(request, monkeypatch):
 
 def test_a_step_holds_one_chunk_of_axes(by_axes):
     assert beyond_plain_step(*by_axes) <= BUDGET
+
+
+def test_large_affine_intermediates_come_on_top(monkeypatch):
+    """The chunks are chosen by the number of neurons, of which an enlarged image between them has none."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", BUDGET)
+    torch.manual_seed(0)
+    enlarged = nn.Upsample(scale_factor=4), nn.AvgPool2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *enlarged, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+    assert BUDGET < beyond_plain_step(model, torch.randn(2, 3, 8, 8)) <= 16 * BUDGET  # an image of 16 times the pixels
 
 
 @pytest.mark.parametrize("q", [1, 2])

@@ -1,4 +1,8 @@
-"""Autocast and models in bfloat16: no more than twice the error of plain PyTorch in the same precision."""
+"""Autocast and models in bfloat16: gradients mostly as good as those of plain PyTorch in the same precision.
+
+Not always: where rounding puts a neuron on the other side of its kink, either of the two can be far off alone. So
+medians over many networks are compared.
+"""
 
 import copy
 
@@ -9,7 +13,7 @@ from torch import nn
 
 import llr_fast
 
-ROUNDING = 2**-8  # of bfloat16
+SEEDS = 25
 
 
 def dense():
@@ -30,35 +34,51 @@ def results(penalty, model):
 
 @pytest.fixture(params=[dense, convolutional])
 def case(request):
-    """model, x, and the penalty with its gradients in float64"""
     torch.manual_seed(0)
-    model, x = request.param()
-    exact = copy.deepcopy(model).double()
-    return model, x, results(oracle.roll_penalty(exact, x.double()), exact)
+    return request.param()
 
 
-def check(found, plain, exact):
-    for ours, theirs, truth in zip(found, plain, exact, strict=True):
-        assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 0.1 * ROUNDING * truth.norm()
+def networks(make, dtype):
+    """Models with their inputs, and the same in float64."""
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        model, x = make()
+        model, x = model.to(dtype), x[:2].to(dtype)
+        yield model, x, copy.deepcopy(model).double(), x.double()
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("by", ["chain", "axes"])
-def test_autocast(case, by, backend, monkeypatch):
-    model, x, exact = case
-    loss = llr_fast.ROLLLoss(model, estimator="exact")
-    if by == "axes":
-        monkeypatch.setattr(llr_fast.estimators.Step, "gram", None)
-    with torch.autocast("cpu", torch.bfloat16), llr_fast.backend(backend):
-        output, penalty = loss(x)
-        assert output.dtype == model(x).dtype == torch.bfloat16
-        plain = oracle.roll_penalty(model, x)
-    assert penalty.dtype == torch.float32
-    check(results(penalty, model), results(plain, model), exact)
+def errors(found, exact):
+    """Of penalty and gradient, relative."""
+    pairs = [(found[0], exact[0]), (torch.cat([g.flatten() for g in r[1:]]) for r in (found, exact))]
+    return torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
+
+
+def compare(ours, plain):
+    """The errors of many networks, [SEEDS, 2]."""
+    assert ours[:, 0].max() <= 2**-8
+    assert ours[:, 1].median() <= plain[:, 1].median() <= 0.02
+
+
+@pytest.mark.parametrize("make", [dense, convolutional])
+def test_autocast(make, monkeypatch):
+    ours, plain = {(by, backend): [] for by in ("chain", "axes") for backend in ("auto", "reference")}, []
+    for model, x, exact_model, exact_x in networks(make, torch.float32):
+        exact = results(oracle.roll_penalty(exact_model, exact_x), exact_model)
+        with torch.autocast("cpu", torch.bfloat16):
+            plain.append(errors(results(oracle.roll_penalty(model, x), model), exact))
+        for (by, backend), found in ours.items():
+            with torch.autocast("cpu", torch.bfloat16), llr_fast.backend(backend), monkeypatch.context() as patch:
+                if by == "axes":
+                    patch.setattr(llr_fast.estimators.Step, "gram", None)
+                output, penalty = llr_fast.ROLLLoss(model, estimator="exact")(x)
+            assert (output.dtype, penalty.dtype) == (torch.bfloat16, torch.float32)
+            found.append(errors(results(penalty, model), exact))
+    for found in ours.values():
+        compare(torch.stack(found), torch.stack(plain))
 
 
 def test_tangents_are_low_and_statistics_single(case, monkeypatch):
-    model, x, _ = case
+    model, x = case
     seen = []
     evaluate = llr_fast.estimators.Brackets.collect
 
@@ -75,19 +95,18 @@ def test_tangents_are_low_and_statistics_single(case, monkeypatch):
 
 @pytest.mark.parametrize("gamma", [100, 40])
 def test_model_in_bfloat16(gamma):
-    torch.manual_seed(0)
-    model, x = dense()
-    model, x = model.bfloat16(), x.bfloat16()
-    exact = copy.deepcopy(model).double()
-    truth = results(oracle.roll_penalty(exact, x.double(), gamma=gamma), exact)
-    plain = results(oracle.roll_penalty(model, x, gamma=gamma), model)
-    output, penalty = llr_fast.ROLLLoss(model, estimator="exact", gamma=gamma)(x)
-    assert (output.dtype, penalty.dtype) == (torch.bfloat16, torch.float32)
-    check(results(penalty, model), plain, truth)
+    ours, plain = [], []
+    for model, x, exact_model, exact_x in networks(dense, torch.bfloat16):
+        exact = results(oracle.roll_penalty(exact_model, exact_x, gamma=gamma), exact_model)
+        plain.append(errors(results(oracle.roll_penalty(model, x, gamma=gamma), model), exact))
+        output, penalty = llr_fast.ROLLLoss(model, estimator="exact", gamma=gamma)(x)
+        assert (output.dtype, penalty.dtype) == (torch.bfloat16, torch.float32)
+        ours.append(errors(results(penalty, model), exact))
+    compare(torch.stack(ours), torch.stack(plain))
 
 
 def test_margin_loss_in_autocast(case):
-    model, x, _ = case
+    model, x = case
     expected = llr_fast.MarginLoss(model)(x)[1]
     with torch.autocast("cpu", torch.bfloat16):
         output, penalty = llr_fast.MarginLoss(model)(x)
@@ -97,7 +116,7 @@ def test_margin_loss_in_autocast(case):
 
 
 def test_certificates_do_not_follow_autocast(case):
-    model, x, _ = case
+    model, x = case
     expected = llr_fast.margin(model, x).value
     with torch.autocast("cpu", torch.bfloat16):
         found = llr_fast.margin(model, x).value
@@ -106,7 +125,7 @@ def test_certificates_do_not_follow_autocast(case):
 
 
 def test_certificates_in_low_precision_are_refused(case):
-    model, x, _ = case
+    model, x = case
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(ValueError, match=r"dtype: expected one of torch\.float32, torch\.float64, got torch"):
             llr_fast.margin(model, x, dtype=dtype)

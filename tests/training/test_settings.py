@@ -61,6 +61,30 @@ def test_checkpoints_inside_the_model(estimator, gamma):
     same(step(inside, x), step(plain, x))
 
 
+def test_tangents_are_checkpointed_with_the_values(monkeypatch):
+    """Along random directions, the backward pass computes those of every activation again."""
+    calls, activate = [], llr_fast.directions.Directions.activate
+    counted = lambda self, *arguments: (calls.append(1), activate(self, *arguments))[1]  # noqa: E731
+    monkeypatch.setattr(llr_fast.directions.Directions, "activate", counted)
+    model, x = convolutional()
+    for inside, wanted in ((model, 3), (Checkpointed(model), 6)):
+        calls.clear()
+        llr_fast.ROLLLoss(inside, estimator="rademacher")(x)[1].backward()
+        assert len(calls) == wanted
+
+
+def test_exact_axes_are_computed_one_chunk_at_a_time_and_twice(monkeypatch):
+    chunks, along = [], llr_fast.estimators.Step.along
+    seen = lambda self, directions, scale=1: (chunks.append(directions.count), along(self, directions, scale))[1]  # noqa: E731
+    monkeypatch.setattr(llr_fast.estimators.Step, "along", seen)
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    model, x = convolutional()
+    penalty = llr_fast.ROLLLoss(Checkpointed(model), estimator="exact")(x)[1]
+    assert chunks == [1] * x[0].numel()
+    penalty.backward()
+    assert chunks == [1] * 2 * x[0].numel()
+
+
 def test_margin_loss_with_checkpoints():
     model, x = convolutional()
     same(step(llr_fast.MarginLoss(Checkpointed(model)), x), step(llr_fast.MarginLoss(model), x))
@@ -146,7 +170,7 @@ def test_frozen_and_shared_parameters(make):
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
-def test_parametrizations(name):
+def test_parametrizations(name, monkeypatch):
     """In training, spectral_norm moves its vectors once for each step, whatever the number of evaluations."""
     torch.manual_seed(0)
     first = getattr(parametrizations, name)(nn.Linear(20, 6))
@@ -154,9 +178,8 @@ def test_parametrizations(name):
     reference, x = copy.deepcopy(model), torch.randn(3, 20, dtype=DTYPE)
     reference(x)
     reference.eval()
-    loss = llr_fast.ROLLLoss(model, estimator="exact")
-    loss._gram_passes = float("inf")  # all axes, in chunks, which evaluates the model several times
-    loss(x)[1].backward()
+    monkeypatch.setattr(llr_fast.estimators.Step, "gram", None)  # all axes, in chunks
+    llr_fast.ROLLLoss(model, estimator="exact")(x)[1].backward()
     expected = oracle.roll_penalty(reference, x)
     names, parameters = zip(*reference.named_parameters())
     gradients = torch.autograd.grad(expected, parameters, allow_unused=True, materialize_grads=True)
@@ -165,6 +188,12 @@ def test_parametrizations(name):
         same(torch.zeros_like(wanted) if got is None else got, wanted)
     for key, buffer in reference.named_buffers():
         same(model.get_buffer(key), buffer)
+
+
+def test_margin_loss_needs_evaluation_mode():
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU()).train()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        llr_fast.MarginLoss(model)(torch.randn(8, 3))
 
 
 def test_batch_statistics_are_constants_of_the_step():

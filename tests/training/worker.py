@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed._composable import replicate
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -64,14 +65,29 @@ def message(call) -> str:
     return "no error"
 
 
-def refusals() -> list[str]:
+def sharded_part(model: nn.Module) -> nn.Module:
+    fully_shard(model[2])
+    return model
+
+
+INSIDE = {  # ways to distribute a model itself
+    "fully_shard": fully_shard,
+    "fully_shard of a part": sharded_part,
+    "DistributedDataParallel": DistributedDataParallel,
+    "replicate": replicate,
+    "FullyShardedDataParallel": lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+}
+
+
+def refusals() -> dict[str, list[str]]:
     """What the losses say of models that are distributed themselves."""
-    whole, part, replicated = (batch("relu")[0] for _ in range(3))
-    _, x, _ = batch("relu")
-    fully_shard(whole)
-    fully_shard(part[2])
-    models = whole, part, DistributedDataParallel(replicated)
-    return [message(lambda model=model: llr_fast.ROLLLoss(model)(x)) for model in models]
+    x, losses = batch("relu")[1], (llr_fast.ROLLLoss, llr_fast.MarginLoss)
+    return {
+        how: [
+            message(lambda loss=loss, distribute=distribute: loss(distribute(batch("relu")[0]))(x)) for loss in losses
+        ]
+        for how, distribute in INSIDE.items()
+    }
 
 
 def samples() -> TensorDataset:

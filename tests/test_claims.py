@@ -1,0 +1,166 @@
+"""docs/claims.md names a test or result for each claim of the README: all of them exist, and no line is left out."""
+
+import argparse
+import ast
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import llr_fast
+from llr_fast.bounds import DIRECTIONS
+from llr_fast.paper import EXPERIMENTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+WRITTEN = re.sub(r"<!-- Written by.*?<!-- End of what it writes -->", "", README, flags=re.DOTALL)
+CLAIMS = (ROOT / "docs" / "claims.md").read_text()
+
+
+def sections(page):
+    """Heading, without hashes -> text up to the next one; of code blocks, where hashes are comments, nothing."""
+    parts = re.split(r"^#{1,2} (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def rows(text):
+    """The cells of the tables' rows, without those of their heads."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    rules = [set("".join(cells)) <= {"-"} and any(cells) for cells in lines]
+    return [cells for cells, rule, below in zip(lines, rules, [*rules[1:], False]) if not rule and not below]
+
+
+def names(cell):
+    """The names before brackets in backticks; else the cell itself."""
+    return [name.split("(")[0] for name in re.findall(r"`(.+?)`", cell)][:1] or [cell]
+
+
+NAMED = [(claim, backing) for text in sections(CLAIMS).values() for claim, backing in rows(text)]
+
+
+@pytest.mark.parametrize("claim, backing", NAMED)
+def test_what_backs_a_claim_exists(claim, backing):
+    found = re.findall(r"`((?:tests|benches)/[^`]+)`", backing)
+    assert found
+    for path, _, function in (name.partition("::") for name in found):
+        assert (ROOT / path).is_file()
+        assert path.startswith("benches") or function in functions(ROOT / path)
+
+
+def functions(path):
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_section_and_every_line_of_a_table_has_claims():
+    readme, claims = sections(WRITTEN), sections(CLAIMS)
+    assert list(readme) == [heading for heading in claims if heading != "What stands behind the README"]
+    for heading, text in readme.items():
+        there = rows(claims[heading])
+        assert there
+        if heading != "Numbers":  # whose tables are the results
+            assert {names(row[0])[0] for row in rows(text)} <= {names(row[0])[0] for row in there}
+
+
+def test_limits_are_all_there():
+    """A bullet may hold several claims."""
+    assert len(rows(sections(CLAIMS)["Limits"])) >= len(re.findall(r"^- ", sections(README)["Limits"], re.MULTILINE))
+
+
+def test_readme_shows_the_demo():
+    table, _, run = (ROOT / "benches" / "results" / "demo.md").read_text().partition("\n\n")
+    assert table in README and run.startswith("Run: python -m llr_fast demo, seed 0")
+
+
+def test_pictures_exist():
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_package_asks_for_what_the_readme_says():
+    project = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r"PyTorch \((\S+) or later\)", README)[1]
+    assert f'"torch>={version}"' in project
+    extras = re.findall(r'pip install "\.\[(\w+)\]"', README)
+    assert extras and all(re.search(rf"^{extra} = ", project, re.MULTILINE) for extra in extras)
+
+
+def test_numbers_of_directions():
+    low, high = re.search(r"(\d+) to (\d+) random directions", README).groups()
+    assert (int(low), int(high)) == (min(DIRECTIONS.values()), max(DIRECTIONS.values()))
+
+
+def test_the_plain_step_grows_more_with_the_input():
+    records = json.loads((ROOT / "benches" / "results" / "cpu.json").read_text())["benchmarks"]
+    growth = [r["extra_info"] for r in records if r["extra_info"]["table"] == "growth"]
+    inputs = {r["input"]: r["seconds"] for r in growth if r["axis"] == "input"}
+    ratios = [inputs[size]["llr_fast"] / inputs[size]["cross_entropy"] for size in sorted(inputs)]
+    assert len(ratios) == 5 and ratios == sorted(ratios, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_and_norms_are_of_float64(dtype):
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()).to(dtype), torch.randn(2, 3, dtype=dtype)
+    for values in (torch.float32, torch.float64):
+        found = llr_fast.margin(model, x, dtype=values)
+        assert (found.value.dtype, found.gradient.dtype) == (values, torch.float64)
+    (layer,) = llr_fast.gradient_norms(model, x)
+    assert (layer.norm.dtype, layer.distance.dtype) == (torch.float64, torch.float64)
+
+
+def test_experiments_take_what_the_readme_says():
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for experiment in EXPERIMENTS:
+        experiment.add_command(commands)
+    listed = re.search(r"python -m llr_fast paper \{(.+?)\} --data DIR --out DIR`, `toy` without `--data`", README)[1]
+    assert list(commands.choices) == listed.split(",")
+    options = {name: command.format_usage() for name, command in commands.choices.items()}
+    assert all("--out" in usage and ("--data" in usage) == (name != "toy") for name, usage in options.items())
+
+
+RESULTS = ROOT / "benches" / "results" / "paper"
+
+
+def test_what_the_page_says_of_mnist():
+    """Accuracies and numbers of regions follow those of the paper, row by row."""
+    found = rows((RESULTS / "mnist.md").read_text())
+    deviations = [int(row[-1].rstrip("%")) for row in found if len(row) == 7 and row[-1].endswith("%")]
+    assert (min(deviations), max(deviations)) == (-10, 8)
+    networks = [row for row in found if len(row) == 8 and row[0] != "loss"]
+    paper = {row[0]: row for row in networks if row[1] == "paper"}
+    for row in networks:
+        accuracy, said = (float(r[3].rstrip("%")) for r in (row, paper[row[0]]))
+        assert abs(accuracy - said) <= 1
+        assert all(math.isclose(int(row[i]), int(paper[row[0]][i]), rel_tol=0.02) for i in (4, 5))
+
+
+def test_what_the_page_says_of_vowels():
+    text = (RESULTS / "vowels.md").read_text()
+    ratios = {(row[0], row[1]): [float(cell) for cell in row[2:8]] for row in rows(text) if row[1] in ("l1", "l2")}
+    grown = {key: [ours >= paper for paper, ours in zip(row[:3], row[3:])] for key, row in ratios.items()}
+    (weak, first), (_, second), (strong, third), (_, fourth) = grown
+    assert (first, second, third, fourth) == ("l1", "l2", "l1", "l2")
+    assert grown.pop((strong, "l1")) == [False, True, True] and ratios[strong, "l1"][::3] == [19.5, 18.4]
+    assert all(all(row) for row in grown.values())
+    assert [round(ratios[key, "l2"][4]) for key in (weak, strong)] == [7, 25]
+    train, held = re.search(r"Trained on (\d+) sequences, (\d+) held out", text).groups()
+    assert (int(train) + int(held)) == 6 * int(held)
+
+
+def test_what_the_page_says_of_distortion():
+    results = json.loads((RESULTS / "distortion.json").read_text())["results"]
+    medians = {
+        (name, measure): sorted(network[measure][1] for network in networks)
+        for (name, networks), measure in itertools.product(results.items(), ("expected", "maximal"))
+    }
+    for measure, vanilla, roll in [("expected", (13, 34), (0, 3e-6, 0.13)), ("maximal", (21, 37), (0, 3e-6, 3.0))]:
+        smallest, _, largest = medians["vanilla", measure]
+        assert (round(smallest), round(largest)) == vanilla
+        assert all(math.isclose(got, said, rel_tol=0.15) for got, said in zip(medians["ROLL", measure], roll))
+    for network in itertools.chain(*results.values()):  # the genetic search finds no more than uniform samples
+        assert all(found <= uniform for found, uniform in zip(network["maximal"], network["baseline"]))
