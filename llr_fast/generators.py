@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import pickle
 import random
+import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def _found(model: nn.Module, x: Tensor) -> str | None:
     of_torch = _OfTorch(Evaluation(model))
     others = _Others(model)
     x = x.clone()  # it may write to it
-    with uncompiled, of_torch, others.hooks(), others:
+    with uncompiled, of_torch, others.watching(), others:
         model(x)
     return of_torch.found or others.found
 
@@ -76,7 +77,8 @@ class _Others(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: str | None = None
-        self._model, self._evaluation = model, Evaluation(model)
+        self._evaluation = Evaluation(model)
+        self._names = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
         self._running: list[str] = []
         self._before = _others()
 
@@ -87,23 +89,29 @@ class _Others(TorchFunctionMode):
         return result
 
     @contextlib.contextmanager
-    def hooks(self) -> Iterator[None]:
-        """A block in which modules tell when they begin and end."""
-        with contextlib.ExitStack() as stack:
-            for path, module in self._model.named_modules():
-                name = path or type(module).__name__
-                stack.enter_context(module.register_forward_pre_hook(functools.partial(self._enter, name)))
-                stack.enter_context(module.register_forward_hook(self._leave))
+    def watching(self) -> Iterator[None]:
+        """A block in which modules are seen to begin and end, in this thread alone: hooks would be every thread's."""
+        before = sys.getprofile()
+        sys.setprofile(self._profile)
+        try:
             yield
+        finally:
+            sys.setprofile(before)
 
-    def _enter(self, name: str, *_: Any) -> None:
+    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event not in ("call", "return") or code.co_name != "forward" or not code.co_argcount:
+            return
+        name = self._names.get(id(frame.f_locals.get(code.co_varnames[0])))
+        if name is None:
+            return
+        if event == "return":
+            self._look(self._running.pop())
+            return
         if self._running:
             self._look(self._running[-1])
         self._before = _others()
         self._running.append(name)
-
-    def _leave(self, *_: Any) -> None:
-        self._look(self._running.pop())
 
     def _look(self, name: str) -> None:
         if self.found is None and _others() != self._before:
