@@ -206,3 +206,18 @@ def test_a_stance_that_others_set_meanwhile_stays(dynamo):
         llr_fast.margin(model, X)
         assert stance() == "force_eager"
     assert stance() == "default"
+
+
+def test_threads_that_draw_numbers_do_not_disturb_those_that_certify_the_same_model():
+    model = network()
+    expected = llr_fast.margin(model, X).value
+
+    def work():
+        for _ in range(20):
+            torch.randn(1000)
+            found = llr_fast.margin(model, X)
+        return found
+
+    for found in at_once([work] * THREADS):
+        assert isinstance(found, llr_fast.Margin), found
+        torch.testing.assert_close(found.value, expected)
