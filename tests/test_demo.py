@@ -1,6 +1,7 @@
 """The demo and the picture it draws."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,14 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install llr-fast\[plot\]"):
         plot_margins({"a": torch.ones(3)})
+
+
+def test_quartiles_are_those_of_the_nearest_digit():
+    assert demo.quartiles(torch.tensor([1.0, 2.0, 3.0, 4.0])) == [2.0, 3.0, 3.0]
+
+
+def test_default_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo, "run", lambda *options: seen.append(options))
+    main(["demo"])
+    assert seen == [(Path(), 100, 0)]

@@ -348,3 +348,82 @@ def test_margin_loss_of_tiny_gradients():
     scaled = nn.Sequential(networks.Apply(lambda x: x * 1e-15), model)
     penalty = llr_fast.MarginLoss(scaled)(x * 1e15)[1]
     same(penalty * 1e-15, oracle.margin_penalty(model, x))
+
+
+class TwoHeads(nn.Module):
+    """Of 20 inputs: no chain, and the last layer depends on none but its own parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(20, 6), nn.Linear(20, 5)
+
+    def forward(self, x):
+        return torch.cat([self.first(x).relu(), self.second(x).relu()], 1)
+
+
+@pytest.mark.parametrize("gamma", [100, 20])
+def test_several_heads_by_one_direction_at_a_time(monkeypatch, gamma):
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    torch.manual_seed(0)
+    model, x = TwoHeads().double(), torch.randn(3, 20, dtype=DTYPE)
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator="exact")(x)[1]
+    expected = oracle.roll_penalty(model, x, gamma=gamma)
+    same(penalty, expected)
+    for got, wanted in zip(gradients(penalty, model), gradients(expected, model)):
+        same(got, wanted)
+
+
+@pytest.mark.parametrize("budget", [1, 2**29])
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+def test_detach_cuts_parameters_but_not_the_network(monkeypatch, budget, estimator):
+    """The norms are those of the whole network; behind the cut they train what lies behind it alone."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", budget)
+    torch.manual_seed(0)
+    front, back = (nn.Sequential(nn.Linear(20, n), nn.LeakyReLU(0.1), nn.Linear(n, 20)).double() for n in (6, 4))
+    x = torch.randn(3, 20, dtype=DTYPE)
+    cut = nn.Sequential(front, networks.Apply(torch.Tensor.detach), back)
+    penalty = llr_fast.ROLLLoss(cut, estimator=estimator, samples=20)(x)[1]
+    same(penalty, oracle.roll_penalty(nn.Sequential(front, back), x))
+    found = torch.autograd.grad(penalty, [front[0].weight, back[0].weight])
+    same(found[0], torch.autograd.grad(0.6 * oracle.roll_penalty(front, x), front[0].weight)[0])
+    frozen = copy.deepcopy(front).requires_grad_(False)
+    same(found[1], torch.autograd.grad(oracle.roll_penalty(nn.Sequential(frozen, back), x), back[0].weight)[0])
+
+
+def test_other_directions_choose_than_score():
+    """All norms are 1. Estimates are chi-squared of one degree: their mean is 1, and their largest of 64 about 7."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 64, bias=False).double()
+    nn.init.orthogonal_(linear.weight)
+    loss = llr_fast.ROLLLoss(
+        nn.Sequential(linear, nn.ReLU()),
+        C=0.0,
+        gamma=0,
+        estimator="rademacher",
+        generator=torch.Generator().manual_seed(0),
+    )
+    penalty = loss(torch.randn(1000, 64, dtype=DTYPE))[1].item()
+    assert abs(penalty - 1) < 4 * math.sqrt(2 / 1000)
+
+
+@pytest.mark.parametrize("gamma", [100, 30])
+@pytest.mark.parametrize("name", ["relu", "conv1d"])
+def test_all_axes_are_exact(name, gamma):
+    """Each axis is taken once at most."""
+    model, x = networks.build(name)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator="axis", samples=x[0].numel(), generator=generator)
+        same(loss(x)[1], oracle.roll_penalty(model, x, gamma=gamma))
+
+
+def test_auto_is_exact_where_that_costs_less_than_the_samples():
+    """16 inputs of a network that is no chain cost 16 passes; 32 cost as much as two directions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()).double()
+    x = torch.randn(3, 1, 32, dtype=DTYPE)
+    expected = oracle.roll_penalty(model, x)
+    for samples, exact in ((1, False), (2, True), (5, True)):
+        loss = llr_fast.ROLLLoss(model, estimator="auto", samples=samples)
+        loss(x)  # which tells the cost
+        assert torch.allclose(loss(x)[1], expected, rtol=1e-9) == exact

@@ -274,3 +274,29 @@ def test_interrupted_run_continues():
     run(other, resumed, 2)
     for got, wanted in zip(other.parameters(), loss.parameters()):
         assert torch.equal(got, wanted)
+
+
+DROPOUTS = {
+    "Dropout": (nn.Dropout(0.1), (4, 3, 8)),
+    "Dropout1d": (nn.Dropout1d(0.2), (4, 20, 2)),
+    "Dropout2d": (nn.Dropout2d(0.2), (4, 20, 1, 2)),
+    "Dropout3d": (nn.Dropout3d(0.2), (4, 20, 2, 1, 1)),
+    "function": (networks.Apply(lambda x: F.dropout(x, 0.1)), (4, 20)),
+    "in place": (nn.Dropout(0.3, inplace=True), (4, 20)),
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_is_that_of_the_plain_model(name, estimator):
+    """At the same seed it drops the same entries: as many, and others in each sample."""
+    drop, shape = DROPOUTS[name]
+    model = nn.Sequential(networks.Apply(lambda x: 2 * x), drop, nn.LeakyReLU(0.1)).train()
+    x, own = torch.ones(shape, dtype=DTYPE), torch.Generator().manual_seed(0)
+    torch.manual_seed(5)
+    output, penalty = llr_fast.ROLLLoss(model, C=0.0, estimator=estimator, generator=own)(x)
+    torch.manual_seed(5)
+    expected = model(x)
+    assert 0 < (expected == 0).double().mean() < 0.5 and not torch.equal(expected[0], expected[1])
+    same(output, expected)
+    same(penalty, expected.square().mean())  # each neuron's gradient has one entry
