@@ -239,9 +239,9 @@ SURVIVORS = (
     Mutant(
         "scaled-convolution-in-other-modes",
         "llr_fast/convolved.py",
-        "        scaled.modes = self.modes\n",
-        "",
-        "gradients inside a no_grad of the model's own, which ends before a batch norm",
+        "apart = self.modes != Modes.current(self.weight.device.type)",
+        "apart = False",
+        "a convolution inside a no_grad of the model's own: the batch norm behind it is not trained, or the weight is",
     ),
     Mutant(
         "planes-mirrored",

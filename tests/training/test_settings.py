@@ -300,3 +300,36 @@ def test_dropout_is_that_of_the_plain_model(name, estimator):
     assert 0 < (expected == 0).double().mean() < 0.5 and not torch.equal(expected[0], expected[1])
     same(output, expected)
     same(penalty, expected.square().mean())  # each neuron's gradient has one entry
+
+
+class LocalNoGrad(nn.Module):
+    """Without gradients of the model's own choice: of a convolution, and with `of_all` of the batch norm behind it."""
+
+    def __init__(self, of_all):
+        super().__init__()
+        self.conv, self.norm, self.of_all = nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2).eval(), of_all
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv(x)
+            x = self.norm(x) if self.of_all else x
+        return (x if self.of_all else self.norm(x)).relu()
+
+
+@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+@pytest.mark.parametrize("gamma", [100, 50])
+def test_no_grad_inside_a_model(gamma, estimator, of_all):
+    """Parameters inside have no gradient, others have that of a model in which those inside are frozen."""
+    torch.manual_seed(0)
+    model, x = LocalNoGrad(of_all).double(), torch.randn(3, 2, 6, dtype=DTYPE)
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator, samples=12)(x)[1]
+    expected = oracle.roll_penalty(nn.Sequential(model.conv, model.norm, nn.ReLU()), x, gamma=gamma)
+    same(penalty, expected)
+    inside = [*model.conv.parameters(), *(model.norm.parameters() if of_all else ())]
+    outside = [] if of_all else list(model.norm.parameters())
+    if penalty.requires_grad:
+        assert torch.autograd.grad(penalty, inside, allow_unused=True, retain_graph=True) == (None,) * len(inside)
+    if outside:
+        same(torch.autograd.grad(penalty, outside), torch.autograd.grad(expected, outside))
