@@ -7,7 +7,7 @@ import torch
 from commands import fails
 from test_datasets import idx
 
-from llr_fast import gradient_norms
+from llr_fast import evaluate, gradient_norms
 from llr_fast.__main__ import main
 from llr_fast.paper import algorithms, classifiers, curves, estimators, mnist, timing
 from llr_fast.paper.datasets import Images
@@ -18,6 +18,7 @@ TINY = {
     "timing": "--batch 4 --rounds 1",
     "estimators": "--epochs 2 --images 2 --points 9 --networks 2",
 }
+GAMMAS = (0, 100)
 PICTURES = {
     "mnist": ["curves", "margins"],
     "distortion": ["quartiles"],
@@ -43,7 +44,7 @@ def small(monkeypatch):
 
     monkeypatch.setattr(classifiers, "dense", dense)
     monkeypatch.setitem(estimators.NETWORKS, "dense", dense)
-    monkeypatch.setattr(curves, "GAMMAS", (0, 100))
+    monkeypatch.setattr(curves, "GAMMAS", GAMMAS)
     monkeypatch.setattr(curves, "LAMS", (2.0,))
     monkeypatch.setattr(curves, "CS", (1.0, 8.0))
 
@@ -122,8 +123,13 @@ def test_damaged_files_are_named(data, tmp_path, capsys):
         command("distortion", data, tmp_path, "--networks", "1")
 
 
-def test_table_of_the_paper(data, tmp_path):
+def test_table_of_the_paper(data, tmp_path, monkeypatch):
+    """All margins are those of pixels from 0 to 1."""
+    units = []
+    for part in (mnist, curves):
+        monkeypatch.setattr(part, "evaluate", lambda *a, **named: units.append(r := evaluate(*a, **named)) or r)
     command("mnist", data, tmp_path)
+    assert {report.unit for report in units} == {"input before normalisation"} and len(units) == 5 + len(GAMMAS) * 2
     text = (tmp_path / "mnist.md").read_text()
     assert "|8523|" in text.replace(" ", "")
     assert mnist.deviation([90.0, 110.0, 230.0], (100, 100, 200)) == "+15%"
