@@ -63,7 +63,9 @@ def test_gradients_where_few_are_active(shape, extra):
     try:
         tensors = oc.linear_inputs(shape, torch.float64)
         wanted = oc.outputs_and_gradients(oc.oracle_masked_linear, tensors, extra, (True, False, True))
-        oc.assert_close(oc.computed("masked_linear", tensors, extra, "native", True, False, True), wanted, torch.float64)
+        oc.assert_close(
+            oc.computed("masked_linear", tensors, extra, "native", True, False, True), wanted, torch.float64
+        )
     finally:
         torch.set_num_threads(threads)
 

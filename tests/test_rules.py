@@ -299,7 +299,9 @@ ACTIVATIONS = {
     "clamp": lambda x: torch.clamp(x, -0.2, 0.3),
     "clamp_min": lambda x: torch.clamp_min(x, 0.2),
     "clamp_max": lambda x: torch.clamp_max(x, 0.2),
-    **{f.__name__: lambda x, f=f: f(x, 0.5 * x.flip(1)) for f in (torch.maximum, torch.minimum, torch.fmax, torch.fmin)},
+    **{
+        f.__name__: lambda x, f=f: f(x, 0.5 * x.flip(1)) for f in (torch.maximum, torch.minimum, torch.fmax, torch.fmin)
+    },
     **{f"{f.__name__}_constant": lambda x, f=f: f(A6, x) for f in (torch.maximum, torch.fmax, torch.fmin)},
 }
 

@@ -11,6 +11,7 @@ SURVIVORS = (
         "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(1), true)",
         "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(2), true)",
         "exact ROLL on a residual MLP: weights' gradient 26% off",
+        ("tests/test_native.py::test_gradients_where_few_are_active",),
     ),
     Mutant(
         "masked-linear-gradient-chunks",
@@ -18,6 +19,7 @@ SURVIVORS = (
         "to.d_out + ((first + r) * m.B + b) * m.outputs",
         "to.d_out + (r * m.B + b) * m.outputs",
         "exact ROLL on a residual MLP of more than 96 inputs: wrong gradients",
+        ("tests/test_native.py::test_gradients_where_few_are_active",),
     ),
     Mutant(
         "masked-linear-weight-chunks",
@@ -25,6 +27,7 @@ SURVIVORS = (
         "      s.pack(m, b, first, count);\n      multiply_transposed",
         "      s.pack(m, b, 0, count);\n      multiply_transposed",
         "exact ROLL on a residual MLP of more than 96 inputs: weights' gradient wrong",
+        ("tests/test_native.py::test_gradients_where_few_are_active",),
     ),
     Mutant(
         "chunks-always-added",
@@ -32,6 +35,7 @@ SURVIVORS = (
         'combine = torch.maximum if statistic == "max_abs" else torch.add',
         "combine = torch.add",
         "gradient_norms(q=inf) in chunks: 1.92 for 0.21",
+        ("tests/test_pattern.py::test_gradient_norms_by_one_direction_at_a_time",),
     ),
     Mutant(
         "transposed-convolutions-deferred",
@@ -39,6 +43,7 @@ SURVIVORS = (
         'if "transpose" in function_name(function):',
         'if "transpose3d" in function_name(function):',
         "ConvTranspose -> BatchNorm with as many inputs as outputs: norms up to 4 times too large",
+        ("tests/test_rules.py::test_rule[conv_transpose2d_then_batch_norm]",),
     ),
     Mutant(
         "levels-not-shared-by-magnitudes",
@@ -46,6 +51,7 @@ SURVIVORS = (
         "(parts * max(1, count))",
         "max(1, count)",
         "bounds fail at 0.40 for 0.05",
+        ("tests/test_sketch.py::test_joint_bounds_of_orthonormal_gradients",),
     ),
     Mutant(
         "levels-of-widest-layer",
@@ -53,6 +59,7 @@ SURVIVORS = (
         ".sum(0).amax(0).tolist()",
         ".amax(0).amax(0).tolist()",
         "bounds fail at 0.098 for 0.05",
+        ("tests/test_sketch.py::test_joint_bounds_of_orthonormal_gradients",),
     ),
     Mutant(
         "dropout-of-half",
@@ -60,6 +67,7 @@ SURVIVORS = (
         "mask = function(torch.ones_like(x.value), p, True, False)",
         "mask = function(torch.ones_like(x.value), 0.5, True, False)",
         "training with dropout: a share of 0.495 dropped for 0.107",
+        ("tests/training/test_settings.py::test_dropout_is_that_of_the_plain_model",),
     ),
     Mutant(
         "dropout-shared-by-batch",
@@ -67,6 +75,7 @@ SURVIVORS = (
         "mask = function(torch.ones_like(x.value), p, True, False)",
         "mask = function(torch.ones_like(x.value[:1]), p, True, False)",
         "training with dropout: one mask for the whole batch",
+        ("tests/training/test_settings.py::test_dropout_is_that_of_the_plain_model",),
     ),
     Mutant(
         "relu6-upper-kink",
@@ -74,6 +83,7 @@ SURVIVORS = (
         "F.relu6(x.value), (0.0, 6.0), (0.0, 1.0, 0.0))",
         "F.relu6(x.value), (0.0,), (0.0, 1.0))",
         "F.relu6: a margin of 5.5 for 0.5",
+        ("tests/test_rules.py::test_rule[function_relu6]",),
     ),
     Mutant(
         "leaves-of-last-layer",
@@ -81,6 +91,7 @@ SURVIVORS = (
         "leaves_of(layer.hinge for layer in self.layers)",
         "leaves_of(layer.hinge for layer in self.layers[-1:])",
         "exact ROLL on a model with two heads, in chunks: gradient 0.189 for 0.241",
+        ("tests/test_loss.py::test_several_heads_by_one_direction_at_a_time",),
     ),
     Mutant(
         "detach-ignored",
@@ -88,6 +99,7 @@ SURVIVORS = (
         "cut = function is Tensor.detach or function is torch.detach",
         "cut = False",
         "training of models that detach: parameters in front of it are trained by the penalty",
+        ("tests/test_loss.py::test_detach_cuts_parameters_but_not_the_network",),
     ),
     Mutant(
         "same-directions-choose-and-score",
@@ -95,6 +107,7 @@ SURVIVORS = (
         "        if sampled is not None:\n            squares = self._squares(step, sampled)\n",
         "",
         "gamma = 0, all norms 1: a penalty of 11.7 for 1",
+        ("tests/test_loss.py::test_other_directions_choose_than_score",),
     ),
     Mutant(
         "axes-with-replacement",
@@ -102,6 +115,7 @@ SURVIVORS = (
         "torch.rand(x.size(0), size, device=x.device, generator=generator).topk(samples).indices",
         "torch.randint(size, (x.size(0), samples), device=x.device, generator=generator)",
         "estimator axis: samples = D is not exact",
+        ("tests/test_loss.py::test_all_axes_are_exact",),
     ),
     Mutant(
         "reshape-remainder-of-distance",
@@ -109,6 +123,7 @@ SURVIVORS = (
         "if inner and distance % below == 0 and",
         "if inner and",
         "a reshape that mixes samples is certified",
+        ("tests/test_samples.py",),
     ),
     Mutant(
         "reshape-remainder-of-size",
@@ -116,6 +131,7 @@ SURVIVORS = (
         "and size % (inner * self.count) == 0:",
         "and size >= inner * self.count:",
         "a reshape that mixes samples is certified",
+        ("tests/test_samples.py",),
     ),
     Mutant(
         "mean-of-ranks-accuracies",
@@ -123,6 +139,7 @@ SURVIVORS = (
         "accuracy = correct / labelled if labelled else None",
         "accuracy = sum(rank[0] / rank[1] for rank in ranks) / len(ranks) if labelled else None",
         "evaluate(group=) with uneven ranks: wrong accuracy",
+        ("tests/test_report.py::test_reports_of_uneven_ranks_are_one",),
     ),
     Mutant(
         "exact-of-rank-0",
@@ -130,6 +147,7 @@ SURVIVORS = (
         "all(rank[3][value] for rank in ranks)",
         "ranks[0][3][value]",
         "evaluate(group=) calls margins exact that other ranks searched",
+        ("tests/test_report.py::test_reports_of_uneven_ranks_are_one",),
     ),
     Mutant(
         "logit-threshold",
@@ -137,6 +155,7 @@ SURVIVORS = (
         "(logits > 0).long()",
         "(logits > 0.5).long()",
         "accuracy of models of one logit",
+        ("tests/test_report.py::test_one_logit_is_positive_above_zero",),
     ),
     Mutant(
         "labels-at-the-end",
@@ -144,6 +163,7 @@ SURVIVORS = (
         "batch[0], batch[1] if len(batch) > 1 else None",
         "batch[0], batch[-1] if len(batch) > 1 else None",
         "accuracy over batches of three parts",
+        ("tests/test_report.py::test_labels_are_the_second_part_of_a_batch",),
     ),
     Mutant(
         "worst-epoch",
@@ -151,6 +171,7 @@ SURVIVORS = (
         'value < best[name]["score"]',
         'value > best[name]["score"]',
         "tables of the worst epoch",
+        ("tests/paper/test_training.py",),
     ),
     Mutant(
         "best-state-not-copied",
@@ -158,6 +179,7 @@ SURVIVORS = (
         "copy.deepcopy(model.state_dict())",
         "model.state_dict()",
         "tables of the last epoch",
+        ("tests/paper/test_training.py",),
     ),
     Mutant(
         "mnist-normalised-units",
@@ -165,6 +187,7 @@ SURVIVORS = (
         "NORMS, std=classifiers.STD)",
         "NORMS)",
         "Table 1 in units of normalised pixels",
+        ("tests/paper/test_commands.py::test_table_of_the_paper",),
     ),
     Mutant(
         "curves-normalised-units",
@@ -172,6 +195,7 @@ SURVIVORS = (
         "2, std=classifiers.STD, progress=False)",
         "2, progress=False)",
         "Figure 2 in units of normalised pixels",
+        ("tests/paper/test_commands.py::test_table_of_the_paper",),
     ),
     Mutant(
         "fmax-as-minimum",
@@ -179,6 +203,7 @@ SURVIVORS = (
         'function_name(function), "max" in function.__name__\n    a, b',
         'function_name(function), "maximum" in function.__name__\n    a, b',
         "fmax in the middle of a network: wrong norms behind it",
+        ("tests/test_rules.py::test_rule[function_fmax]",),
     ),
     Mutant(
         "tf32-of-cudnn-not-restored",
@@ -186,6 +211,7 @@ SURVIVORS = (
         "            _cudnn.allow_tf32 = legacy[1]\n",
         "",
         "later reads of the precision raise",
+        ("tests/test_full_precision.py",),
     ),
     Mutant(
         "doctor-passes-nan",
@@ -193,6 +219,7 @@ SURVIVORS = (
         'right = error <= (_MARGINS if "margin" in check else _LOSSES)',
         'right = not error > (_MARGINS if "margin" in check else _LOSSES)',
         "NaN passes",
+        ("tests/test_doctor.py::test_nan_is_wrong",),
     ),
     Mutant(
         "doctor-without-search",
@@ -200,6 +227,7 @@ SURVIVORS = (
         "_margin_error(network, inputs, p, method, expected)",
         '_margin_error(network, inputs, p, "exact", expected)',
         "the search is not checked",
+        ("tests/test_doctor.py::test_every_method_is_run",),
     ),
     Mutant(
         "density-l1-bias",
@@ -207,6 +235,7 @@ SURVIVORS = (
         "(statistic / directions).exp() if q == 1",
         "1.1 * (statistic / directions).exp() if q == 1",
         "sketched densities for p = inf: norms 10% too large",
+        ("tests/test_regions.py::test_sketched_norms_have_no_bias",),
     ),
     Mutant(
         "coarse-segments",
@@ -214,6 +243,7 @@ SURVIVORS = (
         "_SHORTEST = 1e-11",
         "_SHORTEST = 1e-6",
         "regions_along: 2 regions for 3",
+        ("tests/test_kinks.py::test_short_regions_are_still_found",),
     ),
     Mutant(
         "kink-to-the-piece-above",
@@ -221,6 +251,7 @@ SURVIVORS = (
         "ahead = torch.where(layer.z > kink, rate < 0, rate > 0)",
         "ahead = torch.where(layer.z >= kink, rate < 0, rate > 0)",
         "directional margins on a kink: [0, inf] for [inf, 0]",
+        ("tests/test_pattern.py::test_on_a_kink_a_neuron_is_on_the_piece_below",),
     ),
     Mutant(
         "baseline-over-all-samples",
@@ -228,6 +259,7 @@ SURVIVORS = (
         "[:, : max(0, evaluations - start) + 1].amax(1)",
         ".amax(1)",
         "gradient_distortion: a baseline of more points than the search evaluated",
+        ("tests/test_distortion.py::test_mean_of_the_samples_and_largest_of_as_many_as_the_search",),
     ),
     Mutant(
         "convolved-in-other-modes",
@@ -235,6 +267,7 @@ SURVIVORS = (
         "        with self.modes.entered():\n",
         "        if True:\n",
         "gradients inside a no_grad of the model's own",
+        ("tests/training/test_settings.py::test_no_grad_inside_a_model",),
     ),
     Mutant(
         "scaled-convolution-in-other-modes",
@@ -242,6 +275,7 @@ SURVIVORS = (
         "apart = self.modes != Modes.current(self.weight.device.type)",
         "apart = False",
         "a convolution inside a no_grad of the model's own: the batch norm behind it is not trained, or the weight is",
+        ("tests/training/test_settings.py::test_no_grad_inside_a_model",),
     ),
     Mutant(
         "planes-mirrored",
@@ -249,6 +283,7 @@ SURVIVORS = (
         "(q * r.diagonal().sign())",
         "q",
         "pictures mirrored",
+        ("tests/test_plot.py::test_planes_are_not_mirrored",),
     ),
     Mutant(
         "plane-labels-swapped",
@@ -256,6 +291,7 @@ SURVIVORS = (
         '("distance along the plane", "distance across")',
         '("distance across", "distance along the plane")',
         "wrong axis labels",
+        ("tests/test_plot.py::test_plane_through_inputs_of_any_shape",),
     ),
     Mutant(
         "axis-labels-swapped",
@@ -263,6 +299,7 @@ SURVIVORS = (
         '("$x_1$", "$x_2$")',
         '("$x_2$", "$x_1$")',
         "wrong axis labels",
+        ("tests/test_plot.py::test_pictures_are_of_the_target",),
     ),
     Mutant(
         "probability-of-last-class",
@@ -270,6 +307,7 @@ SURVIVORS = (
         "logit.softmax(1)[:, target : target + 1 or None]",
         "logit.softmax(1)[:, -1:]",
         "plot_regions(target=) draws another class",
+        ("tests/test_plot.py::test_pictures_are_of_the_target",),
     ),
     Mutant(
         "arrows-of-last-class",
@@ -277,6 +315,7 @@ SURVIVORS = (
         "logit[:, target if logit.size(1) > 1 else 0]",
         "logit[:, -1]",
         "plot_regions(target=) draws another class's gradients",
+        ("tests/test_plot.py::test_pictures_are_of_the_target",),
     ),
     Mutant(
         "short-digest",
@@ -284,6 +323,7 @@ SURVIVORS = (
         "digest_size=16",
         "digest_size=4",
         "patterns that differ count as one from some ten thousand on",
+        ("tests/test_regions.py::test_patterns_are_told_apart_by_128_bits",),
     ),
     Mutant(
         "counts-of-booleans",
@@ -291,6 +331,7 @@ SURVIVORS = (
         "if isinstance(value, bool) or not isinstance(value, Integral):",
         "if not isinstance(value, Integral):",
         "samples=True is accepted",
+        ("tests/test_errors.py::test_tensors_booleans_and_words_are_no_numbers",),
     ),
     Mutant(
         "auto-ignores-samples",
@@ -298,6 +339,7 @@ SURVIVORS = (
         "cost.AFFORDABLE_PASSES * self.samples",
         "cost.AFFORDABLE_PASSES",
         "estimator auto with many samples: sampled where exact costs less",
+        ("tests/test_loss.py::test_auto_is_exact_where_that_costs_less_than_the_samples",),
     ),
     Mutant(
         "demo-seed",
@@ -305,6 +347,7 @@ SURVIVORS = (
         '"--seed", type=int, default=0',
         '"--seed", type=int, default=1',
         "the demo prints other numbers than the README",
+        ("tests/test_demo.py::test_default_options",),
     ),
     Mutant(
         "report-lower-percentiles",
@@ -312,6 +355,7 @@ SURVIVORS = (
         'method="nearest"',
         'method="lower"',
         "percentiles of reports too low",
+        ("tests/test_report.py::test_percentiles_are_those_of_the_nearest_sample",),
     ),
     Mutant(
         "demo-lower-percentiles",
@@ -319,5 +363,6 @@ SURVIVORS = (
         'interpolation="nearest"',
         'interpolation="lower"',
         "quartiles of the demo too low",
+        ("tests/test_demo.py::test_quartiles_are_those_of_the_nearest_digit",),
     ),
 )
