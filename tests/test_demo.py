@@ -87,10 +87,11 @@ def test_quartiles_with_infinite_margins():
 
 
 def test_plot_leaves_out_what_a_logarithmic_axis_cannot_show():
-    margins = {"a": torch.tensor([0.1, 0.15, 0.2]), "b": torch.tensor([0.0, 1.0, torch.inf])}
+    margins = {"a": torch.tensor([0.1, 0.15, 3.0]), "b": torch.tensor([0.0, 1.0, torch.inf])}
     ax = plot_margins(margins, p=float("inf"), unit="volts")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["a: median 0.15", "b: median 1.0, 2 zero or infinite not shown"]
+    assert [line.get_xdata()[0] for line in ax.lines] == [pytest.approx(0.15), 1.0]
     assert ax.get_xscale() == "log" and "volts" in ax.get_xlabel() and "infty" in ax.get_xlabel()
 
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import networks
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import llr_fast
+from llr_fast import estimators
 
 DTYPE = torch.float64
 LOSS_NETWORKS = [
@@ -427,3 +429,63 @@ def test_auto_is_exact_where_that_costs_less_than_the_samples():
         loss = llr_fast.ROLLLoss(model, estimator="auto", samples=samples)
         loss(x)  # which tells the cost
         assert torch.allclose(loss(x)[1], expected, rtol=1e-9) == exact
+
+
+@pytest.mark.parametrize("draw", [estimators.random_signs, estimators.random_axes])
+def test_every_sample_has_directions_of_its_own(draw):
+    directions, _ = draw(torch.zeros(6, 40, dtype=DTYPE), 3, torch.Generator().manual_seed(0))
+    tangents = directions.tangents
+    for i, j in itertools.combinations(range(6), 2):
+        assert not torch.equal(tangents[:, i], tangents[:, j])
+    assert len(tangents.flatten(0, 1).unique(dim=0)) > 12
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("estimator", ["axis", "rademacher"])
+def test_estimates_of_equal_entries_are_exact(estimator, samples):
+    """Of gradients along single axes, all of one length and one for each axis, any direction tells the sum."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU()).double()
+    model[0].weight.data.copy_(3 * torch.eye(8).flip(0))
+    penalty = llr_fast.ROLLLoss(model, C=0.0, estimator=estimator, samples=samples)(torch.randn(4, 8, dtype=DTYPE))[1]
+    same(penalty, torch.full_like(penalty, 9.0))
+
+
+def test_margin_loss_divides_by_all_samples():
+    """Half of them have an infinite margin."""
+
+    def gated(x):
+        return x * (torch.arange(len(x)) % 2).to(DTYPE)[:, None]
+
+    torch.manual_seed(0)
+    linear, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=DTYPE)
+    expected = oracle.margin_penalty(nn.Sequential(linear, nn.ReLU()), x[1::2]) / 2
+    same(llr_fast.MarginLoss(nn.Sequential(networks.Apply(gated), linear, nn.ReLU()))(x)[1], expected)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+@pytest.mark.parametrize("gamma", [100, 50])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_weight_that_changes_after_the_convolution(trained, gamma, estimator):
+    """It is what it was at the convolution."""
+
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 3).requires_grad_(trained)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            weight = self.conv.weight.clone()
+            y = F.conv1d(x, weight, self.conv.bias)
+            with torch.no_grad():
+                weight.zero_()
+            return self.head(y.relu().flatten(1)).relu()
+
+    torch.manual_seed(0)
+    model, x = Changing().double(), torch.randn(3, 2, 6, dtype=DTYPE)
+    plain = nn.Sequential(model.conv, nn.ReLU(), nn.Flatten(), model.head, nn.ReLU())
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator, samples=12)(x)[1]
+    found = torch.autograd.grad(penalty, model.head.weight)
+    expected = oracle.roll_penalty(plain, x, gamma=gamma)
+    same(penalty, expected)
+    same(found, torch.autograd.grad(expected, model.head.weight))

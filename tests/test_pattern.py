@@ -145,3 +145,16 @@ def test_independent_of_batch_mates(case, name):
         for alone, together in zip(llr_fast.gradient_norms(model, sample, 1), norms):
             same(alone.norm[0], together.norm[b])
             same(alone.distance[0], together.distance[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_neuron_that_stays_on_its_kink_has_none_ahead(dtype):
+    """Up to rounding in the dtype of the values; of many neurons, whose sums round in other ways."""
+    torch.manual_seed(0)
+    weight, x, v = torch.randn(200, 7, dtype=DTYPE), torch.randn(1, 7, dtype=DTYPE), torch.randn(1, 7, dtype=DTYPE)
+    v -= (v @ x.T) / (x @ x.T) * x
+    basis = torch.linalg.qr(torch.cat([x, v]).T)[0]
+    weight -= weight @ basis @ basis.T  # orthogonal to x and v but for rounding
+    model = nn.Sequential(nn.Linear(7, 200, bias=False), nn.ReLU()).to(dtype)
+    model[0].weight.data.copy_(weight)
+    assert llr_fast.directional_margin(model, x.to(dtype), v.to(dtype), dtype=dtype).tolist() == [math.inf]

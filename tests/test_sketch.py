@@ -155,3 +155,13 @@ def test_draws_follow_dtype_and_generator(q, dtype):
     first, second = (sketch.draw(q, (7, 3), like, torch.Generator().manual_seed(6)) for _ in range(2))
     assert first.dtype == dtype and first.shape == (7, 3) and torch.equal(first, second)
     assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("directions", [1, 5, 20])
+@pytest.mark.parametrize("level", [1e-1, 1e-3, 1e-10])
+def test_the_cauchy_bound_is_the_best_of_chernoff(level, directions):
+    """E |C|^-s = 1 / cos(pi s / 2): the least deviation d with exp(-s d) E |C|^-s ... = level, on a fine grid of s."""
+    s = torch.linspace(1e-4, 1 - 1e-4, 200_001, dtype=DTYPE)
+    least = ((-math.log(level) - directions * (math.pi * s / 2).cos().log()) / s).min().item()
+    bound = sketch.upper_bound(torch.zeros(1, dtype=DTYPE), 1, directions, level).log().item() * directions
+    assert bound == pytest.approx(least, rel=1e-5)

@@ -275,7 +275,7 @@ OWN = (
     Mutant(
         "convolved-weight-not-copied",
         "llr_fast/directions.py",
-        "weight if weight.requires_grad else weight.clone())",
+        "weight if trained else weight.clone())",
         "weight)",
         "a weight that the model changes after the convolution: the penalty takes the changed one",
     ),
