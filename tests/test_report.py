@@ -148,6 +148,7 @@ def test_reports_of_uneven_ranks_are_one(monkeypatch):
     monkeypatch.setattr("llr_fast.report.gathered", lambda part, group: sent[1::2])
     merged = quiet(model, [(x[:2], y[:2])], 2, method="exact")
     assert merged.accuracy == whole.accuracy == 5 / 8
+    assert "62.5%" in str(merged) and "62.5%" in merged.to_markdown()
     assert merged.points == 8 and merged.regions == whole.regions and not merged.exact[2]
     torch.testing.assert_close(merged.margins[2], whole.margins[2])
 

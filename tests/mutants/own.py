@@ -11,6 +11,7 @@ OWN = (
         "(_ERRORS * self.errors if dtype == torch.float32 else 0)",
         "0",
         "the search's float32 bounds lie below norms that float32 rounds away: margins too large",
+        ("tests/test_margin.py::test_what_float32_absorbs_is_not_dropped",),
     ),
     Mutant(
         "probe-term-unscaled",
@@ -18,6 +19,7 @@ OWN = (
         "sketch.term(scale * t, q)",
         "sketch.term(t, q)",
         "the search with gradients beyond 1e150 or below 1e-140: bounds without the probe's direction",
+        ("tests/test_margin.py::test_search_of_extreme_gradients",),
     ),
     Mutant(
         "scale-kept",
@@ -25,6 +27,7 @@ OWN = (
         "measured[i] if scale == 1 else measured[i] / scale",
         "measured[i]",
         "norms of extreme gradients 2^460 times too large",
+        ("tests/test_margin.py::test_search_of_extreme_gradients", "tests/test_properties.py::test_extreme_scales"),
     ),
     Mutant(
         "first-layer-signed-scale",
@@ -32,6 +35,7 @@ OWN = (
         "norm = norm * power(factor)",
         "norm = norm * factor",
         "convolution -> batch norm: bounds of the first layer's norms are wrong, so margins too large",
+        ("tests/test_tape.py::test_norms_of_a_first_layer_are_those_of_its_weights",),
     ),
     Mutant(
         "first-layer-through-mapped",
@@ -39,6 +43,7 @@ OWN = (
         'set(steps[1:]) <= {"scaled"}',
         'set(steps[1:]) <= {"scaled", "mapped"}',
         "a first layer behind sums of its outputs is bounded by single weights: margins too large",
+        ("tests/test_margin.py::test_first_layers_of_more_than_a_product",),
     ),
     Mutant(
         "tightened-too-far",
@@ -46,6 +51,7 @@ OWN = (
         "norm.double() * (1 + _COARSE)",
         "norm.double() * 0.5",
         "large networks: the nearest neuron is dropped after the coarse pass",
+        ("tests/test_margin.py::test_candidates_of_float32_are_not_dropped_below_their_norms",),
     ),
     Mutant(
         "rows-of-the-whole",
@@ -53,6 +59,7 @@ OWN = (
         "entries(distances, at_layer, at_neuron)[rows] / norm",
         "entries(distances, at_layer, at_neuron)[: rows.numel()] / norm",
         "batches of 32 and more: distances of other samples once half of them are decided",
+        ("tests/test_margin.py::test_large_batches_whose_samples_are_decided_at_different_times",),
     ),
     Mutant(
         "agreement-by-one-coarse",
@@ -60,6 +67,7 @@ OWN = (
         "_coarse(model, x), _coarse(model, x), strict=True",
         "*[_coarse(model, x)] * 2, strict=True",
         "a model with a small state is certified",
+        ("tests/test_refusals.py::test_a_state_is_no_rounding",),
     ),
     Mutant(
         "agreement-wide-in-float64",
@@ -67,6 +75,7 @@ OWN = (
         "_SPREAD * unit / coarse * _difference(a, c)",
         "_SPREAD * _difference(a, c)",
         "float64 models that compute something else, by a relative 1e-7, are certified",
+        ("tests/test_refusals.py::test_models_that_ask_for_the_type_of_x_by_a_little",),
     ),
     Mutant(
         "generators-after-last-operation",
@@ -74,6 +83,7 @@ OWN = (
         "    watch.look_at_others()\n",
         "",
         "a model that draws a Python number after its last torch operation is certified",
+        ("tests/test_refusals.py::test_numbers_drawn_before_and_after_all_operations",),
     ),
     Mutant(
         "array-not-copied",
@@ -81,6 +91,7 @@ OWN = (
         "argument.copy() if isinstance(argument, np.ndarray) else argument",
         "argument",
         "a numpy constant that the model changes after its use: derivatives of the changed one",
+        ("tests/test_refusals.py::test_constants_that_change_after_their_use",),
     ),
     Mutant(
         "cauchy-deviation-low",
@@ -88,6 +99,7 @@ OWN = (
         'method="bounded").fun)',
         'method="bounded").fun) * 0.9',
         "q = 1: bounds fail more often than asked for",
+        ("tests/test_sketch.py::test_the_cauchy_bound_is_the_best_of_chernoff",),
     ),
     Mutant(
         "levels-of-first-sample",
@@ -95,6 +107,7 @@ OWN = (
         ".sum(0).amax(0).tolist()",
         ".sum(0)[0].tolist()",
         "batches of unlike samples: bounds fail more often than asked for",
+        ("tests/test_sketch.py::test_joint_bounds_of_orthonormal_gradients",),
     ),
     Mutant(
         "axis-scale",
@@ -102,6 +115,7 @@ OWN = (
         "Directions(unit.view(samples, *x.shape)), size / samples",
         "Directions(unit.view(samples, *x.shape)), size",
         "estimator axis with several samples: a penalty that many times too large",
+        ("tests/test_loss.py::test_estimates_of_equal_entries_are_exact",),
     ),
     Mutant(
         "signs-shared-by-batch",
@@ -110,6 +124,7 @@ OWN = (
         "bits = torch.randint(0, 2, (samples, 1, *x.shape[1:]), dtype=torch.int8, device=x.device, generator=generator)"
         ".expand(-1, *x.shape)",
         "one direction for the whole batch: unbiased, with up to B times the variance",
+        ("tests/test_loss.py::test_every_sample_has_directions_of_its_own",),
     ),
     Mutant(
         "margin-loss-of-finite",
@@ -117,6 +132,7 @@ OWN = (
         "torch.cat(bounded).sum() / x.size(0)",
         "torch.cat(bounded).mean()",
         "MarginLoss of batches with infinite margins: too large",
+        ("tests/test_loss.py::test_margin_loss_divides_by_all_samples",),
     ),
     Mutant(
         "running-statistics-twice",
@@ -124,6 +140,7 @@ OWN = (
         "if x.evaluation.finished and running_mean is not None",
         "if False and running_mean is not None",
         "checkpointed batch norm: running statistics updated twice a step",
+        ("tests/training/test_settings.py::test_checkpoints_update_batch_statistics_once",),
     ),
     Mutant(
         "batch-norm-default-eps",
@@ -131,6 +148,7 @@ OWN = (
         "x.linearization.dtype)) + eps)",
         "x.linearization.dtype)) + 1e-5)",
         "batch norm with an eps of its own: wrong norms",
+        ("tests/test_rules.py::test_rule[batch_norm1d]",),
     ),
     Mutant(
         "where-as-method",
@@ -138,6 +156,7 @@ OWN = (
         "        condition, input = input, condition\n",
         "        pass\n",
         "x.where(condition, y) is refused, or takes the wrong side",
+        ("tests/test_table_on_batches.py::test_batch_equals_its_samples",),
     ),
     Mutant(
         "rsub-alpha",
@@ -145,6 +164,7 @@ OWN = (
         "return add(other, input, -alpha, function)",
         "return add(other, input, -1, function)",
         "torch.rsub with alpha: wrong values and norms",
+        ("tests/test_rules.py::test_rule[rsub_alpha]",),
     ),
     Mutant(
         "owners-of-merged-axes",
@@ -152,6 +172,10 @@ OWN = (
         "device=tensor.device) // self.inner % self.count",
         "device=tensor.device) % self.count",
         "selections where batch and time are one axis: refused, or certified where samples mix",
+        (
+            "tests/test_rules.py::test_rule[index_behind_merged_batch]",
+            "tests/test_rules.py::test_rule[flip_behind_merged_batch]",
+        ),
     ),
     Mutant(
         "shared-squares-once",
@@ -159,6 +183,7 @@ OWN = (
         "return squares.sum() * (tangents.numel() // distinct.numel())",
         "return squares.sum()",
         "exact ROLL of a convolutional network: the first layer counts for one sample",
+        ("tests/test_loss.py::test_roll_equals_oracle",),
     ),
     Mutant(
         "fingerprints-without-rounding",
@@ -166,6 +191,7 @@ OWN = (
         "_ROUNDING / _SHAKE * change",
         "0 * change",
         "the lower bound of regions counts rounding as regions",
+        ("tests/test_regions.py::test_terms_that_cancel_make_no_jacobians",),
     ),
     Mutant(
         "segment-terms-of-start",
@@ -173,6 +199,7 @@ OWN = (
         "torch.maximum(origin.abs(), end[segment].abs())",
         "origin.abs()",
         "segments from the origin: neurons that stay on a kink cut regions",
+        ("tests/test_kinks.py::test_segments_from_the_origin_in_a_kink",),
     ),
     Mutant(
         "stays-on-in-float32",
@@ -180,6 +207,7 @@ OWN = (
         "_ROUNDING[terms.dtype] * terms.abs()",
         "1e-12 * terms.abs()",
         "directional_margin with dtype=torch.float32: 0 or random where a neuron stays on its kink",
+        ("tests/test_pattern.py::test_a_neuron_that_stays_on_its_kink_has_none_ahead",),
     ),
     Mutant(
         "report-whole-percents",
@@ -187,6 +215,7 @@ OWN = (
         '("accuracy", f"{self.accuracy:.1%}")',
         '("accuracy", f"{self.accuracy:.0%}")',
         "printed accuracies without decimals",
+        ("tests/test_report.py::test_reports_of_uneven_ranks_are_one",),
     ),
     Mutant(
         "plot-mean-for-median",
@@ -194,6 +223,7 @@ OWN = (
         "median = values.median().item()",
         "median = values.mean().item()",
         "plot_margins: legend and line are those of the mean",
+        ("tests/test_demo.py::test_plot_leaves_out_what_a_logarithmic_axis_cannot_show",),
     ),
     Mutant(
         "plot-transposed",
@@ -201,6 +231,7 @@ OWN = (
         "torch.cartesian_prod(up, across).flip(1).to(like)",
         "torch.cartesian_prod(up, across).to(like)",
         "plot_regions: colours mirrored at the diagonal",
+        ("tests/test_plot.py::test_pictures_are_of_the_target",),
     ),
     Mutant(
         "density-l2-bias",
@@ -208,6 +239,7 @@ OWN = (
         "(statistic / directions).sqrt()",
         "(statistic / (directions + 5)).sqrt()",
         "sketched densities for p = 2: norms 4% too small",
+        ("tests/test_regions.py::test_sketched_norms_have_no_bias",),
     ),
     Mutant(
         "distortion-mean-of-chunks",
@@ -215,6 +247,7 @@ OWN = (
         "found[:, : max(0, samples - start)]",
         "found[:, :samples]",
         "expected distortion too large where a baseline draws more points than the mean, in several chunks",
+        ("tests/test_distortion.py::test_mean_of_the_samples_and_largest_of_as_many_as_the_search",),
     ),
     Mutant(
         "recomputed-without-modes",
@@ -222,6 +255,7 @@ OWN = (
         "            with ctx.modes.entered():\n",
         "            if True:\n",
         "exact ROLL in chunks under autocast: the backward pass computes other tangents than the forward pass",
+        ("tests/test_recompute.py::test_parts_run_again_under_the_autocast_of_the_first_time",),
     ),
     Mutant(
         "masked-linear-forward-chunks",
@@ -229,6 +263,7 @@ OWN = (
         "      s.pack(m, b, first, count);\n      multiply(s.packed",
         "      s.pack(m, b, 0, count);\n      multiply(s.packed",
         "exact norms of residual MLPs with more than 96 inputs",
+        ("tests/test_native.py::test_gradients_where_few_are_active",),
     ),
     Mutant(
         "masked-linear-tangent-chunks",
@@ -236,6 +271,7 @@ OWN = (
         "to.d_tangents + (first + r) * to.k_stride",
         "to.d_tangents + r * to.k_stride",
         "gradients of exact ROLL on a residual MLP with more than 96 inputs",
+        ("tests/test_native.py::test_gradients_where_few_are_active",),
     ),
     Mutant(
         "gram-slope-gradient-halved",
@@ -243,6 +279,7 @@ OWN = (
         "              2 * upstream[l] * chain.cross[l]",
         "              upstream[l] * chain.cross[l]",
         "exact ROLL on dense chains of PReLU: half the slopes' gradient from sums",
+        ("tests/ops/test_gram_norms.py::test_values_and_gradients",),
     ),
     Mutant(
         "precision-of-cpu-convolutions",
@@ -250,6 +287,7 @@ OWN = (
         '        _mkldnn.conv.fp32_precision = "ieee"\n',
         "",
         "certificates of convolutions in bfloat16 where the user allows that",
+        ("tests/test_full_precision.py",),
     ),
     Mutant(
         "deviation-without-sign",
@@ -257,6 +295,7 @@ OWN = (
         "zip(ours, theirs)), key=abs)",
         "zip(ours, theirs)))",
         "Table 1: negative deviations are not shown",
+        ("tests/paper/test_commands.py::test_table_of_the_paper",),
     ),
     Mutant(
         "worth-not-squared",
@@ -264,6 +303,7 @@ OWN = (
         "(axis / signs) ** 2",
         "(axis / signs)",
         "how many axes a random-sign direction is worth: the root of it",
+        ("tests/paper/test_commands.py::test_tables_of_made_up_estimates",),
     ),
     Mutant(
         "dropout-of-channels",
@@ -271,6 +311,7 @@ OWN = (
         "mask = function(torch.ones_like(x.value), p, True, False)",
         "mask = F.dropout(torch.ones_like(x.value), p, True, False)",
         "training with Dropout2d drops single entries instead of channels",
+        ("tests/training/test_settings.py::test_dropout_is_that_of_the_plain_model",),
     ),
     Mutant(
         "convolved-weight-not-copied",
@@ -278,6 +319,7 @@ OWN = (
         "weight if trained else weight.clone())",
         "weight)",
         "a weight that the model changes after the convolution: the penalty takes the changed one",
+        ("tests/test_loss.py::test_a_weight_that_changes_after_the_convolution",),
     ),
     Mutant(
         "pad-in-tangents",
@@ -285,5 +327,6 @@ OWN = (
         "lambda t: F.pad(t, pad)), samples)",
         "lambda t: F.pad(t, pad, mode, value)), samples)",
         "padding with a value other than 0: it counts as a derivative",
+        ("tests/test_rules.py::test_rule[pad_constant]",),
     ),
 )

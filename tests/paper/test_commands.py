@@ -165,3 +165,15 @@ def test_disagreement_stops_the_timing(data, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "per_neuron_backprop", lambda model, x: algorithms.paper_passes(model, 2 * x))
     with pytest.raises(RuntimeError, match="penalties that agree"):
         command("timing", data, tmp_path)
+
+
+def test_tables_of_made_up_estimates():
+    """Deviations of 4 and 2 make one random-sign direction worth 4 axes."""
+    run = {"accuracy": 0.5, "margin": 0.25, "deviations": {"axis": 4.0, "rademacher": 2.0, "gaussian": 3.0}}
+    losses = ("vanilla", "axis", "rademacher", "gaussian")
+    text = estimators.text({"dense": {loss: [run, run] for loss in losses}}, {"epochs": 1, "images": 1, "networks": 2})
+    rows = [
+        [cell.split(" ")[0] for cell in row.strip("| ").split(" | ")] for row in text.splitlines() if "| dense" in row
+    ]
+    numbers = [[float(cell) for cell in row if cell.replace(".", "").isdigit()] for row in rows]
+    assert numbers == 2 * [[4, 2, 3, 4]] + 4 * [[0.5, 0.25]]
