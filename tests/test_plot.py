@@ -140,7 +140,7 @@ def test_heat_map_is_the_probability(outputs):
         assert value == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("target", [0, 1, 2, -1, -3])
+@pytest.mark.parametrize("target", [0, 1, -2])
 def test_pictures_are_of_the_target(target):
     """Probabilities at every pixel of an uneven rectangle, in its place, and arrows."""
     model, x, extent = dense(outputs=3), torch.tensor([[0.5, 0.25], [-1.0, 1.0]]), (-2, 1, -1, 3)

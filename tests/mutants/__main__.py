@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,16 +18,17 @@ from .own import OWN
 from .survivors import SURVIVORS
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "docs", "*.egg-info", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--only", default="", metavar="WORD", help="faults whose name holds the word")
-    parser.add_argument("--tests", nargs="+", metavar="TEST", help="tests to run instead of those of the list")
     options = parser.parse_args()
     built = os.environ.get("LLR_FAST_BUILD_EXT", "auto") != "0" and any(ROOT.glob("llr_fast/_C*.so"))
     chosen = [mutant for mutant in (*SURVIVORS, *OWN) if options.only in mutant.name]
+    if not chosen:
+        parser.error(f"--only: expected a part of the name of a fault, got {options.only!r}")
     compiled = [mutant for mutant in chosen if mutant.path.startswith("csrc/")]
     if compiled and not built:
         print(f"left out, because the C++ kernels are not built: {', '.join(m.name for m in compiled)}")
@@ -35,7 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "llr_fast"
         shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
-        every = dict.fromkeys(test for mutant in chosen for test in options.tests or mutant.tests)
+        every = dict.fromkeys(test for mutant in chosen for test in mutant.tests)
         print(f"{len(every)} tests of {len(chosen)} faults, without any ...", flush=True)
         failing = run(copy, every, stop=False)
         if failing:
@@ -43,7 +44,7 @@ def main() -> int:
             return 1
         missed = []
         for mutant in tqdm(chosen, desc="faults", unit="fault"):
-            verdict = judged(copy, mutant, options.tests or mutant.tests)
+            verdict = judged(copy, mutant)
             if verdict != "noticed":
                 missed.append(mutant.name)
             tqdm.write(f"{mutant.name}: {verdict}")
@@ -51,8 +52,8 @@ def main() -> int:
     return bool(missed)
 
 
-def judged(copy: Path, mutant: Mutant, tests: Sequence[str]) -> str:
-    """Whether any of the tests fails where the fault is planted in the copy, which is restored."""
+def judged(copy: Path, mutant: Mutant) -> str:
+    """Whether any of its tests fails where the fault is planted in the copy, which is restored."""
     path = copy / mutant.path
     source = path.read_text(encoding="utf-8")
     if source.count(mutant.old) != 1:
@@ -63,7 +64,7 @@ def judged(copy: Path, mutant: Mutant, tests: Sequence[str]) -> str:
         path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
         if compiled:
             build(copy)
-        return "noticed" if run(copy, tests) else "NOT NOTICED"
+        return "noticed" if run(copy, mutant.tests) else "NOT NOTICED"
     finally:
         path.write_text(source, encoding="utf-8")
         for binary, content in kernels.items():
@@ -72,7 +73,7 @@ def judged(copy: Path, mutant: Mutant, tests: Sequence[str]) -> str:
 
 def run(copy: Path, tests: Iterable[str], stop: bool = True) -> str:
     """What pytest prints where the tests fail in the copy, else nothing."""
-    command = [sys.executable, "-m", "pytest", *("-x" if stop else "-q",), "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", *(["-x"] if stop else []), "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):

@@ -27,6 +27,6 @@ def test_faults_are_noticed_or_not_and_the_file_is_restored(tmp_path, new, verdi
     (tmp_path / "part.py").write_text("value = 1\n")
     (tmp_path / "test_part.py").write_text("import part\n\n\ndef test_value():\n    assert part.value == 1\n")
     mutant = runner.Mutant("name", "part.py", "value = 1", new, "wrong", ("test_part.py::test_value",))
-    assert runner.judged(tmp_path, mutant, mutant.tests) == verdict
+    assert runner.judged(tmp_path, mutant) == verdict
     assert (tmp_path / "part.py").read_text() == "value = 1\n"
-    assert runner.judged(tmp_path, mutant._replace(old="value = 3"), mutant.tests) == "the edit does not apply"
+    assert runner.judged(tmp_path, mutant._replace(old="value = 3")) == "the edit does not apply"
