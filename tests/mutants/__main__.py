@@ -84,7 +84,8 @@ def run(copy: Path, tests: Iterable[str], stop: bool = True) -> str:
 def build(copy: Path) -> None:
     """Compiles the kernels of the copy."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    environment = {**os.environ, "LLR_FAST_BUILD_EXT": "1"}
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # for ninja
+    environment = {**os.environ, "LLR_FAST_BUILD_EXT": "1", "PATH": paths}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the kernels did not compile:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
