@@ -27,7 +27,7 @@ OWN = (
         "measured[i] if scale == 1 else measured[i] / scale",
         "measured[i]",
         "norms of extreme gradients 2^460 times too large",
-        ("tests/test_margin.py::test_search_of_extreme_gradients",),
+        ("tests/test_margin.py::test_search_of_extreme_gradients", "tests/test_properties.py::test_extreme_scales"),
     ),
     Mutant(
         "first-layer-signed-scale",
@@ -172,10 +172,6 @@ OWN = (
         "device=tensor.device) // self.inner % self.count",
         "device=tensor.device) % self.count",
         "selections where batch and time are one axis: refused, or certified where samples mix",
-        (
-            "tests/test_rules.py::test_rule[index_behind_merged_batch]",
-            "tests/test_rules.py::test_rule[flip_behind_merged_batch]",
-        ),
         (
             "tests/test_rules.py::test_rule[index_behind_merged_batch]",
             "tests/test_rules.py::test_rule[flip_behind_merged_batch]",
