@@ -16,7 +16,7 @@ export LLR_FAST_BUILD_EXT ?= auto
 
 N ?= 2000
 
-.PHONY: demo gallery test fuzz check bench test-gpu bench-gpu clean
+.PHONY: demo gallery test fuzz mutants check bench test-gpu bench-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m llr_fast demo
@@ -33,6 +33,10 @@ test: $(INSTALLED)
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz --count $(N) $(if $(START),--start $(START)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+# Plants small faults one at a time; each has to fail the tests that its list names: make mutants, make mutants ONLY=sketch.
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only $(ONLY))
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

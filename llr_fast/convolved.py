@@ -45,13 +45,12 @@ class Convolved:
 
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Any:
         """Multiplied by one factor for each channel, [O]; `shape` [B, O, ...] is that of one tangent."""
-        if "result" in vars(self) or self.weight.numel() > self.inputs.count * math.prod(shape):
+        apart = self.modes != Modes.current(self.weight.device.type)  # where only one of the two records gradients
+        if apart or "result" in vars(self) or self.weight.numel() > self.inputs.count * math.prod(shape):
             return self.result.scaled(factor, shape)
         unscaled = like(self.weight, self.inputs.tangents)
         weight = unscaled * factor.view(-1, *[1] * (self.weight.dim() - 1))
-        scaled = Convolved(self.inputs, self.function, weight.to(unscaled.dtype))
-        scaled.modes = self.modes
-        return scaled
+        return Convolved(self.inputs, self.function, weight.to(unscaled.dtype))
 
     def settled(self) -> Tensor:
         return self.result.settled()

@@ -53,7 +53,8 @@ class Directions:
 
     def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Convolved:
         """A convolution with `weight` [O, I, ...], computed when its result is used."""
-        return Convolved(self, function, weight if weight.requires_grad else weight.clone())  # it may change until then
+        trained = weight.requires_grad and weight.is_leaf
+        return Convolved(self, function, weight if trained else weight.clone())  # others may change until then
 
     def times(self, factor: float) -> Directions:
         """All directions `factor` times as long."""

@@ -1,6 +1,7 @@
 """The demo and the picture it draws."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,10 +87,11 @@ def test_quartiles_with_infinite_margins():
 
 
 def test_plot_leaves_out_what_a_logarithmic_axis_cannot_show():
-    margins = {"a": torch.tensor([0.1, 0.15, 0.2]), "b": torch.tensor([0.0, 1.0, torch.inf])}
+    margins = {"a": torch.tensor([0.1, 0.15, 3.0]), "b": torch.tensor([0.0, 1.0, torch.inf])}
     ax = plot_margins(margins, p=float("inf"), unit="volts")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["a: median 0.15", "b: median 1.0, 2 zero or infinite not shown"]
+    assert [line.get_xdata()[0] for line in ax.lines] == [pytest.approx(0.15), 1.0]
     assert ax.get_xscale() == "log" and "volts" in ax.get_xlabel() and "infty" in ax.get_xlabel()
 
 
@@ -103,3 +105,14 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install llr-fast\[plot\]"):
         plot_margins({"a": torch.ones(3)})
+
+
+def test_quartiles_are_those_of_the_nearest_digit():
+    assert demo.quartiles(torch.tensor([1.0, 2.0, 3.0, 4.0])) == [2.0, 3.0, 3.0]
+
+
+def test_default_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo, "run", lambda *options: seen.append(options))
+    main(["demo"])
+    assert seen == [(Path(), 100, 0)]

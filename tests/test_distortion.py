@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import llr_fast
-from llr_fast.distortion import _Ball, _genetic
+from llr_fast.distortion import _Ball, _genetic, _uniform
 
 DTYPE = torch.float64
 SMALL = {"samples": 200, "population": 40, "generations": 3, "progress": False}
@@ -127,6 +127,26 @@ def test_genetic_search_follows_its_definition():
         assert torch.equal(parents[0, :, 0].sort(descending=True).values, best)
         seen = torch.cat([seen, *children], 1)
     assert largest == point[0, 0] == seen[..., 0].max()
+
+
+@pytest.mark.parametrize("samples, evaluations, total", [(30, 10, 30), (10, 30, 30), (20, 20, 20), (30, 10, 40)])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_mean_of_the_samples_and_largest_of_as_many_as_the_search(samples, evaluations, total, chunk):
+    """The change of the n-th point is n, so what belongs to neither would show."""
+
+    class Counting:
+        count = 0
+
+        def uniform(self, count):
+            return torch.zeros(2, count)
+
+        def changes(self, points):
+            first = self.count
+            self.count += points.size(1)
+            return torch.arange(first, self.count, dtype=DTYPE).expand(2, -1)
+
+    mean, largest = _uniform(Counting(), chunk, samples, total, evaluations)
+    assert mean.tolist() == 2 * [pytest.approx((samples - 1) / 2)] and largest.tolist() == 2 * [evaluations - 1]
 
 
 class Recording:

@@ -295,3 +295,15 @@ def test_directions_of_any_length(scale):
     x, direction = torch.tensor([[1.0, 2.0]], dtype=DTYPE), torch.tensor([[-1.0, -1.0]], dtype=DTYPE)
     margin = llr_fast.directional_margin(nn.ReLU(), x, scale * direction).item()
     assert margin == (math.inf if scale < 1e-308 else pytest.approx(1 / scale))
+
+
+def test_segments_from_the_origin_in_a_kink():
+    """The terms of a neuron that stays on its kink are those of the far end."""
+    torch.manual_seed(0)
+    weight, end = torch.randn(50, 7, dtype=DTYPE), torch.randn(1, 7, dtype=DTYPE)
+    weight -= weight @ end.T / (end @ end.T) * end
+    model = nn.Sequential(nn.Linear(7, 50, bias=False), nn.ReLU()).double()
+    model[0].weight.data.copy_(weight)
+    for start, stop in ((torch.zeros_like(end), end), (end, torch.zeros_like(end)), (-end, end)):
+        (crossings,) = llr_fast.regions_along(model, start, stop)
+        assert len(crossings) == 1

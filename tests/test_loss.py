@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import networks
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import llr_fast
+from llr_fast import estimators
 
 DTYPE = torch.float64
 LOSS_NETWORKS = [
@@ -365,3 +367,142 @@ def test_bounds_of_no_axes_are_numbers():
     )
     tensors.load_state_dict(numbers.state_dict())
     torch.testing.assert_close(numbers(x)[1], tensors(x)[1])
+
+
+class TwoHeads(nn.Module):
+    """Of 20 inputs: no chain, and the last layer depends on none but its own parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(20, 6), nn.Linear(20, 5)
+
+    def forward(self, x):
+        return torch.cat([self.first(x).relu(), self.second(x).relu()], 1)
+
+
+@pytest.mark.parametrize("gamma", [100, 20])
+def test_several_heads_by_one_direction_at_a_time(monkeypatch, gamma):
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    torch.manual_seed(0)
+    model, x = TwoHeads().double(), torch.randn(3, 20, dtype=DTYPE)
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator="exact")(x)[1]
+    expected = oracle.roll_penalty(model, x, gamma=gamma)
+    same(penalty, expected)
+    for got, wanted in zip(gradients(penalty, model), gradients(expected, model)):
+        same(got, wanted)
+
+
+@pytest.mark.parametrize("budget", [1, 2**29])
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+def test_detach_cuts_parameters_but_not_the_network(monkeypatch, budget, estimator):
+    """The norms are those of the whole network; behind the cut they train what lies behind it alone."""
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", budget)
+    torch.manual_seed(0)
+    front, back = (nn.Sequential(nn.Linear(20, n), nn.LeakyReLU(0.1), nn.Linear(n, 20)).double() for n in (6, 4))
+    x = torch.randn(3, 20, dtype=DTYPE)
+    cut = nn.Sequential(front, networks.Apply(torch.Tensor.detach), back)
+    penalty = llr_fast.ROLLLoss(cut, estimator=estimator, samples=20)(x)[1]
+    same(penalty, oracle.roll_penalty(nn.Sequential(front, back), x))
+    found = torch.autograd.grad(penalty, [front[0].weight, back[0].weight])
+    same(found[0], torch.autograd.grad(0.6 * oracle.roll_penalty(front, x), front[0].weight)[0])
+    frozen = copy.deepcopy(front).requires_grad_(False)
+    same(found[1], torch.autograd.grad(oracle.roll_penalty(nn.Sequential(frozen, back), x), back[0].weight)[0])
+
+
+def test_other_directions_choose_than_score():
+    """All norms are 1. Estimates are chi-squared of one degree: their mean is 1, and their largest of 64 about 7."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 64, bias=False).double()
+    nn.init.orthogonal_(linear.weight)
+    loss = llr_fast.ROLLLoss(
+        nn.Sequential(linear, nn.ReLU()),
+        C=0.0,
+        gamma=0,
+        estimator="rademacher",
+        generator=torch.Generator().manual_seed(0),
+    )
+    penalty = loss(torch.randn(1000, 64, dtype=DTYPE))[1].item()
+    assert abs(penalty - 1) < 4 * math.sqrt(2 / 1000)
+
+
+@pytest.mark.parametrize("gamma", [100, 30])
+@pytest.mark.parametrize("name", ["relu", "conv1d"])
+def test_all_axes_are_exact(name, gamma):
+    """Each axis is taken once at most."""
+    model, x = networks.build(name)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        loss = llr_fast.ROLLLoss(model, gamma=gamma, estimator="axis", samples=x[0].numel(), generator=generator)
+        same(loss(x)[1], oracle.roll_penalty(model, x, gamma=gamma))
+
+
+def test_auto_is_exact_where_that_costs_less_than_the_samples():
+    """16 inputs of a network that is no chain cost 16 passes; 32 cost as much as two directions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()).double()
+    x = torch.randn(3, 1, 32, dtype=DTYPE)
+    expected = oracle.roll_penalty(model, x)
+    for samples, exact in ((1, False), (2, True), (5, True)):
+        loss = llr_fast.ROLLLoss(model, estimator="auto", samples=samples)
+        loss(x)  # which tells the cost
+        assert torch.allclose(loss(x)[1], expected, rtol=1e-9) == exact
+
+
+@pytest.mark.parametrize("draw", [estimators.random_signs, estimators.random_axes])
+def test_every_sample_has_directions_of_its_own(draw):
+    directions, _ = draw(torch.zeros(6, 40, dtype=DTYPE), 3, torch.Generator().manual_seed(0))
+    tangents = directions.tangents
+    for i, j in itertools.combinations(range(6), 2):
+        assert not torch.equal(tangents[:, i], tangents[:, j])
+    assert len(tangents.flatten(0, 1).unique(dim=0)) > 12
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("estimator", ["axis", "rademacher"])
+def test_estimates_of_equal_entries_are_exact(estimator, samples):
+    """Of gradients along single axes, all of one length and one for each axis, any direction tells the sum."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU()).double()
+    model[0].weight.data.copy_(3 * torch.eye(8).flip(0))
+    penalty = llr_fast.ROLLLoss(model, C=0.0, estimator=estimator, samples=samples)(torch.randn(4, 8, dtype=DTYPE))[1]
+    same(penalty, torch.full_like(penalty, 9.0))
+
+
+def test_margin_loss_divides_by_all_samples():
+    """Half of them have an infinite margin."""
+
+    def gated(x):
+        return x * (torch.arange(len(x)) % 2).to(DTYPE)[:, None]
+
+    torch.manual_seed(0)
+    linear, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=DTYPE)
+    expected = oracle.margin_penalty(nn.Sequential(linear, nn.ReLU()), x[1::2]) / 2
+    same(llr_fast.MarginLoss(nn.Sequential(networks.Apply(gated), linear, nn.ReLU()))(x)[1], expected)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+@pytest.mark.parametrize("gamma", [100, 50])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_weight_that_changes_after_the_convolution(trained, gamma, estimator):
+    """It is what it was at the convolution."""
+
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 3).requires_grad_(trained)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            weight = self.conv.weight.clone()
+            y = F.conv1d(x, weight, self.conv.bias)
+            with torch.no_grad():
+                weight.zero_()
+            return self.head(y.relu().flatten(1)).relu()
+
+    torch.manual_seed(0)
+    model, x = Changing().double(), torch.randn(3, 2, 6, dtype=DTYPE)
+    plain = nn.Sequential(model.conv, nn.ReLU(), nn.Flatten(), model.head, nn.ReLU())
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator, samples=12)(x)[1]
+    found = torch.autograd.grad(penalty, model.head.weight)
+    expected = oracle.roll_penalty(plain, x, gamma=gamma)
+    same(penalty, expected)
+    same(found, torch.autograd.grad(expected, model.head.weight))

@@ -393,3 +393,91 @@ def test_float32_values_of_a_float64_model():
     found = llr_fast.margin(model, x, dtype=torch.float32).value
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), llr_fast.margin(model, x).value, rtol=1e-3, atol=1e-7)
+
+
+class Absorbing(nn.Module):
+    """In float32 the large term takes what it is added to; its difference is 0, without a direction that would tell."""
+
+    def forward(self, x):
+        large = 1e9 * x[:, :1]
+        return F.relu(torch.cat([(large + x[:, 1:2]) - large, x[:, 2:]], 1))
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_what_float32_absorbs_is_not_dropped(monkeypatch, p):
+    """As large networks are searched: candidates in float32, whose errors along one direction are known."""
+    monkeypatch.setattr(llr_fast.bounds, "FEW", 0)
+    x = torch.tensor([[1.0, 0.125, 5.0], [0.5, -0.25, 7.0]])
+    found = llr_fast.margin(Absorbing(), x, p, method="search")
+    torch.testing.assert_close(found.value, torch.tensor([0.125, 0.25], dtype=DTYPE), rtol=1e-6, atol=0)
+    assert found.neuron.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("batch", [33, 64])
+def test_large_batches_whose_samples_are_decided_at_different_times(monkeypatch, batch, p):
+    """The decided half is left behind several times; in float64 alone, and after candidates in float32."""
+    monkeypatch.setattr(llr_fast.search, "CANDIDATES", 3)
+    model, x = networks.build("residual", batch=batch)
+    model, x = model.float(), x.float() * torch.logspace(-2, 1, batch)[:, None, None, None]
+    exact = llr_fast.margin(model, x, p, method="exact")
+    for few in (0, 2**16):
+        monkeypatch.setattr(llr_fast.bounds, "FEW", few)
+        for seed in range(3):
+            found = llr_fast.margin(model, x, p, method="search", generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(found.value, exact.value, rtol=1e-9, atol=0)
+            torch.testing.assert_close(found.gradient, exact.gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160])
+def test_search_of_extreme_gradients(scale, p):
+    model, x = networks.build("conv2d")
+    scaled = nn.Sequential(networks.Apply(lambda x: x * scale), model)
+    expected = llr_fast.margin(model, x, p, method="exact").value
+    for method in METHODS:
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            found = llr_fast.margin(scaled, x / scale, p, method=method, generator=generator).value
+            torch.testing.assert_close(found * scale, expected, rtol=1e-7, atol=0)
+
+
+MAPPED = {
+    "cumsum": lambda x: x.cumsum(1),
+    "sum": lambda x: x.view(-1, 4, 5).sum(1),
+    "product": lambda x: x @ torch.ones(20, 6, dtype=x.dtype).tril(),
+    "negative scale": lambda x: F.batch_norm(
+        x, torch.zeros(20).to(x), torch.ones(20).to(x), torch.arange(-10.0, 10).to(x) / 5 - 0.1
+    ),
+}
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("name", MAPPED)
+def test_first_layers_of_more_than_a_product(name, p):
+    """Bounds by their weights alone hold of products with weights, and of these scaled."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), networks.Apply(MAPPED[name]), nn.ReLU()).double()
+    x = torch.randn(8, 12, dtype=DTYPE)
+    expected = oracle.margin(model, x, p)
+    for seed in range(3):
+        found = llr_fast.margin(model, x, p, method="search", generator=torch.Generator().manual_seed(seed)).value
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+
+
+def test_candidates_of_float32_are_not_dropped_below_their_norms(monkeypatch):
+    """What the coarse pass finds of a neuron is its norm, so its new bound may lie little above it, never below."""
+    model, x = networks.build("conv2d")
+    model, x = model.float(), x.float()
+    monkeypatch.setattr(llr_fast.bounds, "FEW", 0)
+    seen, plain = [], llr_fast.search._tightened
+    monkeypatch.setattr(llr_fast.search, "_tightened", lambda *a: seen.append((plain(*a), a[1])) or seen[-1][0])
+    for p in NORMS:
+        norms = [layer.norm for layer in llr_fast.gradient_norms(model, x, {1: math.inf, 2: 2, math.inf: 1}[p])]
+        llr_fast.margin(model, x, p, method="search")
+        bounds, computed = seen[-1]
+        assert computed
+        for rows, layers, neurons, _ in computed:
+            for row, layer, neuron in zip(rows.tolist(), layers.tolist(), neurons.tolist()):
+                norm = norms[layer][row, neuron]
+                assert norm <= bounds[layer][row, neuron] <= 1.01 * norm + 1e-4

@@ -49,6 +49,27 @@ def test_low_precision(op, dtype):
         assert (found[0].dtype, found[1].dtype) == (dtype, torch.float32)
 
 
+# [K, B, B or 1, I, O]: at least 32 directions, a quarter of the slopes dead and more samples than threads; of these
+# more than one block of 96 directions.
+GATHERED_SHAPES = [(200, 5, 1, 20, 17), (200, 5, 5, 33, 9), (32, 9, 9, 9, 70), (97, 4, 1, 5, 3)]
+
+
+@pytest.mark.parametrize("extra", [("sum_squares", True), ("sum_abs", True), ("max_abs", True), ("sum_squares", False)])
+@pytest.mark.parametrize("shape", GATHERED_SHAPES)
+def test_gradients_where_few_are_active(shape, extra):
+    """Sample by sample, with active neurons alone, which only happens where slopes need no gradients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tensors = oc.linear_inputs(shape, torch.float64)
+        wanted = oc.outputs_and_gradients(oc.oracle_masked_linear, tensors, extra, (True, False, True))
+        oc.assert_close(
+            oc.computed("masked_linear", tensors, extra, "native", True, False, True), wanted, torch.float64
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_kernels_run(monkeypatch):
     """Equal results cannot tell a fallback from the kernel that was asked for."""
     ran, plain = [], implementation

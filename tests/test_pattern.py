@@ -37,6 +37,16 @@ def test_gradient_norms_equal_oracle(case, name, q):
             same(layer.norm, norm)
 
 
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+@pytest.mark.parametrize("name", ["conv1d", "residual", "max_pool2d_of_relu", "recurrent_time_first"])
+def test_gradient_norms_by_one_direction_at_a_time(case, monkeypatch, name, q):
+    model, x, _ = case(name)
+    whole = llr_fast.gradient_norms(model, x, q)
+    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 1)
+    for part, expected in zip(llr_fast.gradient_norms(model, x, q), whole, strict=True):
+        same(part.norm, expected.norm)
+
+
 def test_gradient_norms_default_to_q_2(case):
     model, x, _ = case("conv1d")
     for given, default in zip(llr_fast.gradient_norms(model, x, 2), llr_fast.gradient_norms(model, x)):
@@ -79,6 +89,17 @@ def test_directional_margin_equals_oracle(case, name):
         found = llr_fast.directional_margin(model, x, direction)
         assert found.dtype == DTYPE and found.shape == x.shape[:1] and not found.requires_grad
         same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_a_kink_a_neuron_is_on_the_piece_below(dtype):
+    """So the kink is ahead of it upwards, at once, and not downwards; at both kinks of a Hardtanh."""
+    x = torch.tensor([[0.0], [0.0], [1.0], [1.0]], dtype=dtype)
+    direction = torch.tensor([[2.0], [-2.0], [2.0], [-2.0]], dtype=dtype)
+    relu = llr_fast.directional_margin(nn.ReLU(), x, direction, dtype=dtype)
+    assert relu.tolist() == [0, math.inf, math.inf, 0.5]
+    clipped = llr_fast.directional_margin(nn.Hardtanh(0, 1), x, direction, dtype=dtype)
+    assert clipped.tolist() == [0, math.inf, 0, 0.5]
 
 
 def test_directional_margin_scales_with_the_direction(case):
@@ -124,3 +145,16 @@ def test_independent_of_batch_mates(case, name):
         for alone, together in zip(llr_fast.gradient_norms(model, sample, 1), norms):
             same(alone.norm[0], together.norm[b])
             same(alone.distance[0], together.distance[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_neuron_that_stays_on_its_kink_has_none_ahead(dtype):
+    """Up to rounding in the dtype of the values; of many neurons, whose sums round in other ways."""
+    torch.manual_seed(0)
+    weight, x, v = torch.randn(200, 7, dtype=DTYPE), torch.randn(1, 7, dtype=DTYPE), torch.randn(1, 7, dtype=DTYPE)
+    v -= (v @ x.T) / (x @ x.T) * x
+    basis = torch.linalg.qr(torch.cat([x, v]).T)[0]
+    weight -= weight @ basis @ basis.T  # orthogonal to x and v but for rounding
+    model = nn.Sequential(nn.Linear(7, 200, bias=False), nn.ReLU()).to(dtype)
+    model[0].weight.data.copy_(weight)
+    assert llr_fast.directional_margin(model, x.to(dtype), v.to(dtype), dtype=dtype).tolist() == [math.inf]

@@ -96,6 +96,13 @@ def test_plane_passes_through_its_points():
     assert c[0].abs().max() < 1e-12 and c[1, 0] > 0 and c[1, 1].abs() < 1e-12 and c[2, 1] > 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_planes_are_not_mirrored(seed):
+    points = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+    c = Plane(nn.ReLU(), points).coordinates(points)
+    assert c[0].abs().max() < 1e-12 and c[1, 0] > 0 and c[1, 1].abs() < 1e-12 and c[2, 1] > 0
+
+
 @pytest.mark.parametrize(
     "points, message", [(torch.zeros(2, 5), "three points"), (torch.ones(3, 5), "three points that are not")]
 )
@@ -150,10 +157,28 @@ def test_heat_map_is_the_probability(outputs):
         assert value == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("target", [0, 1, -2])
+def test_pictures_are_of_the_target(target):
+    """Probabilities at every pixel of an uneven rectangle, in its place, and arrows."""
+    model, x, extent = dense(outputs=3), torch.tensor([[0.5, 0.25], [-1.0, 1.0]]), (-2, 1, -1, 3)
+    ax = plot_regions(model, x, extent=extent, target=target, resolution=5, progress=False)
+    image = torch.from_numpy(ax.images[0].get_array().data)
+    across, up = torch.linspace(-2, 1, 11)[1::2], torch.linspace(-1, 3, 11)[1::2]
+    expected = [[model(torch.stack([a, b])[None]).softmax(1)[0, target].item() for a in across] for b in up]
+    torch.testing.assert_close(image, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert tuple(ax.images[0].get_extent()) == extent
+    inside = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(inside)[:, target].sum(), inside)
+    arrows = next(c for c in ax.collections if hasattr(c, "U"))
+    drawn = torch.stack([torch.from_numpy(arrows.U), torch.from_numpy(arrows.V)], 1)
+    torch.testing.assert_close(drawn, 0.3 * gradient / gradient.norm(dim=1).max())
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("$x_1$", "$x_2$")
+
+
 def test_plane_through_inputs_of_any_shape(tmp_path):
     model, x = networks.build("max_pool2d")
     ax = plot_regions(model.float(), through=x.float(), progress=False)
-    assert "distance" in ax.get_xlabel() and "x_1" not in ax.get_xlabel()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("distance along the plane", "distance across")
     ax.figure.savefig(tmp_path / "plane.png")
     assert (tmp_path / "plane.png").stat().st_size > 10_000
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import random
 from collections import OrderedDict
 
 import networks
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -717,3 +719,87 @@ def test_dropout_that_is_always_on_says_so():
     model = networks.Apply(lambda x: F.dropout(x, 0.5).relu()).eval()
     with pytest.raises(ValueError, match=r"dropout .* which the module is not; pass training=self\.training"):
         llr_fast.margin(model, X)
+
+
+class Counting(nn.Module):
+    """Adds so much for each call."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.calls = step, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(x) + self.step * self.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DTYPE])
+@pytest.mark.parametrize("step", [1e-3, 1.0])
+def test_a_state_is_no_rounding(step, dtype):
+    """Two more evaluations, in float32, tell one from the other: they differ from the first by as much."""
+    with pytest.raises(ValueError, match="keeps a state"):
+        llr_fast.margin(Counting(step), X.to(dtype))
+
+
+@pytest.mark.parametrize("part", [1e-3, 1e-7, 1e-10])
+def test_models_that_ask_for_the_type_of_x_by_a_little(part):
+    class Asking(nn.Module):
+        def forward(self, x):
+            return F.relu(x) * (1 if type(x) is torch.Tensor else 1 + part)
+
+    with pytest.raises(ValueError, match="asks for the type"):
+        llr_fast.margin(Asking(), X)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+@pytest.mark.parametrize("first", [True, False])
+def test_numbers_drawn_before_and_after_all_operations(first, draw):
+    class Drawing(nn.Module):
+        def forward(self, x):
+            self.kept = draw() if first else None
+            x = F.relu(x)
+            self.kept = self.kept or draw()
+            return x
+
+    with pytest.raises(ValueError, match="random numbers drawn in module 'Drawing'"):
+        llr_fast.margin(Drawing(), X)
+
+
+def index_of_numpy(x):
+    index = np.array([2, 0, 1])
+    y = x[:, index]
+    index[:] = 3
+    return y.abs()
+
+
+def list_of_indices(x):
+    index = [2, 0, 1]
+    y = x[:, index]
+    index[:] = [3, 3, 3]
+    return y.abs()
+
+
+def constant_changed_later(x):
+    constant = C4[:, 0].clone()
+    y = x * constant
+    constant.zero_()
+    return y.abs()
+
+
+CHANGING = {
+    index_of_numpy: lambda x: x[:, [2, 0, 1]].abs(),
+    list_of_indices: lambda x: x[:, [2, 0, 1]].abs(),
+    constant_changed_later: lambda x: (x * C4[:, 0]).abs(),
+}
+
+
+@pytest.mark.parametrize("function", CHANGING)
+def test_constants_that_change_after_their_use(function):
+    model = networks.Apply(function)
+    expected = [oracle.neurons(networks.Apply(CHANGING[function]), sample)[0] for sample in X.split(1)]
+    for q in (1, 2):
+        (found,) = llr_fast.gradient_norms(model, X, q)
+        torch.testing.assert_close(found.norm, torch.stack([layer.norm(q) for layer in expected]))
+    for p in (1, 2):
+        wanted = torch.stack([layer.margin(p).min() for layer in expected])
+        torch.testing.assert_close(llr_fast.margin(model, X, p, method="search").value, wanted)

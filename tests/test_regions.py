@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import llr_fast
-from llr_fast import sketch
+from llr_fast import certify, density, sketch
+from llr_fast.bounds import Probe
 from llr_fast.frozen import freeze
-from llr_fast.regions import Counter, _distinct, _fingerprints
+from llr_fast.regions import Counter, _distinct, _fingerprints, pattern_hashes
 
 DTYPE = torch.float64
 KINDS = ["relu", "relu6", "maximum", "conv2d", "residual", "recurrent_time_first", "frames", "decoder", "max_pool2d"]
@@ -174,6 +175,18 @@ def test_sketched_norms_have_the_chi_distribution():
     ratio = statistic / model[0].weight.detach().double().square().sum(1)
     below = (ratio < chi2.ppf(0.25, 64)).double().mean()
     assert 0.15 < below < 0.35
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_sketched_norms_have_no_bias(q):
+    """Of 1000 orthonormal gradients, so that the estimates are independent: 64,000 draws for one number."""
+    model = nn.Sequential(nn.Linear(1000, 1000), nn.ReLU()).double()
+    model[0].weight.data.copy_(torch.eye(1000))
+    frozen, generator = freeze(model, torch.zeros(1, 1000, dtype=DTYPE), DTYPE), torch.Generator().manual_seed(0)
+    (norms,) = density._estimates(frozen, Probe.fixed(frozen), q, 64, generator)
+    found = norms.log().mean() if q == 1 else norms.square().mean().log() / 2
+    deviation = math.pi / 2 if q == 1 else 1 / math.sqrt(2)
+    assert abs(found) < 4 * deviation / math.sqrt(64_000)
 
 
 def test_density_ignores_dead_neurons_on_their_kink():
@@ -406,3 +419,9 @@ def test_groups_within_errors():
     # 0 and 1 overlap; 2.5 and 2.6 differ in the second number; the wide one holds both of its neighbours.
     order = torch.randperm(7)
     assert _distinct(numbers[order], error[order]) == 4
+
+
+def test_patterns_are_told_apart_by_128_bits():
+    model, x = plain(2, 8, 2), torch.randn(3, 2, dtype=DTYPE)
+    hashes = pattern_hashes(certify.values(model, x, DTYPE), 3)
+    assert [len(found) for found in hashes] == 3 * [16]

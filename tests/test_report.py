@@ -143,3 +143,40 @@ def test_points_are_those_given_where_the_model_writes_to_its_input():
     report = llr_fast.evaluate(model, [(x, y)], 2, progress=False)
     assert torch.equal(x, given)
     torch.testing.assert_close(report.margins[2], llr_fast.margin(body, (x.double() - 0.5) / 0.25).value / 4)
+
+
+def test_reports_of_uneven_ranks_are_one(monkeypatch):
+    """Two samples that are all right, measured exactly, and six of another accuracy that were searched."""
+    model, x = networks.build("relu", batch=8)
+    y = model(x).argmax(1)
+    y[[3, 5, 6]] = (y[[3, 5, 6]] + 1) % 3
+    whole, sent = quiet(model, [(x, y)], 2), []
+    for names in ("llr_fast.report.gathered", "llr_fast.regions.gathered"):
+        monkeypatch.setattr(names, lambda part, group: sent.append(part) or [part])
+    quiet(model, [(x[:2], y[:2])], 2, method="exact")
+    quiet(model, [(x[2:], y[2:])], 2, method="search")
+    monkeypatch.setattr("llr_fast.regions.gathered", lambda part, group: sent[0::2])
+    monkeypatch.setattr("llr_fast.report.gathered", lambda part, group: sent[1::2])
+    merged = quiet(model, [(x[:2], y[:2])], 2, method="exact")
+    assert merged.accuracy == whole.accuracy == 5 / 8
+    assert "62.5%" in str(merged) and "62.5%" in merged.to_markdown()
+    assert merged.points == 8 and merged.regions == whole.regions and not merged.exact[2]
+    torch.testing.assert_close(merged.margins[2], whole.margins[2])
+
+
+def test_one_logit_is_positive_above_zero():
+    logits = torch.tensor([[0.4], [1e-3], [0.0], [-1e-3], [-0.4]])
+    labels = torch.tensor([1, 1, 0, 0, 0])
+    assert quiet(nn.Sequential(networks.Apply(lambda t: 1 * t)), [(logits, labels)]).accuracy == 1
+
+
+def test_labels_are_the_second_part_of_a_batch():
+    model, x = networks.build("relu")
+    y = model(x).argmax(1)
+    assert quiet(model, [(x, y, 1 - y), [x, y, x]]).accuracy == 1
+
+
+@pytest.mark.parametrize("level, expected", [(25, 2.0), (60, 3.0), (75, 3.0), (90, 4.0)])
+def test_percentiles_are_those_of_the_nearest_sample(level, expected):
+    x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    assert quiet(nn.ReLU(), [x], 2, percentiles=[level]).percentile(2) == {level: expected}

@@ -79,6 +79,7 @@ ARITHMETIC = {
     "rsub": Row(M, lambda x: 1 - x),
     "rsub_tensor": Row(M, lambda x: A34 - x),
     "rsub_function": Row(M, lambda x: torch.rsub(x, 2.0)),
+    "rsub_alpha": Row(M, lambda x: torch.rsub(x, A34, alpha=3)),
     "sub_itself": Row(M, lambda x: x - x.transpose(1, 2).reshape(x.shape)),
     "neg": Row(M, lambda x: -x),
     "negative": Row(M, torch.negative),
@@ -198,6 +199,8 @@ JOINING = {
     "index_select": Row(M, lambda x: x.index_select(1, index)),
     "select": Row(M, lambda x: x.select(2, 1)),
     "narrow": Row(M, lambda x: torch.narrow(x, 2, 1, 2)),
+    "index_behind_merged_batch": Row(M, lambda x: x.flatten(0, 1)[:, index].unflatten(0, (-1, 3))),
+    "flip_behind_merged_batch": Row(M, lambda x: (x.reshape(-1, 4).flip(1) * A4).reshape(-1, 3, 4)),
     "flip": Row(M, lambda x: x.flip(1, 2)),
     "flip_function": Row(M, lambda x: torch.flip(x, [2])),
     "roll": Row(M, lambda x: x.roll(1, 2)),
@@ -284,8 +287,45 @@ KEYWORDS = {
     "dropout": Row(V, lambda x: F.dropout(input=x, p=0.5, training=False)),
 }
 
+ACTIVATIONS = {
+    "relu": F.relu,
+    "relu6": lambda x: F.relu6(8 * x),
+    "leaky_relu": lambda x: F.leaky_relu(x, -0.3),
+    "prelu": lambda x: F.prelu(x, A6),
+    "rrelu": lambda x: F.rrelu(x, 0.2, 0.5),
+    "hardtanh": lambda x: F.hardtanh(x, -0.2, 0.3),
+    "threshold": lambda x: F.threshold(x, 0.2, -0.5),
+    "hardsigmoid": lambda x: F.hardsigmoid(6 * x),
+    "hardshrink": lambda x: F.hardshrink(x, 0.3),
+    "softshrink": lambda x: F.softshrink(x, 0.3),
+    "abs": torch.abs,
+    "clamp": lambda x: torch.clamp(x, -0.2, 0.3),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.2),
+    "clamp_max": lambda x: torch.clamp_max(x, 0.2),
+    **{
+        f.__name__: lambda x, f=f: f(x, 0.5 * x.flip(1)) for f in (torch.maximum, torch.minimum, torch.fmax, torch.fmin)
+    },
+    **{f"{f.__name__}_constant": lambda x, f=f: f(A6, x) for f in (torch.maximum, torch.fmax, torch.fmin)},
+}
+
+
+def normalised(rank: int, transposed: bool) -> Row:
+    """A convolution with as many channels behind it as before it, and a batch norm of its result."""
+    shape, n = {1: (3, 5), 2: (3, 3, 4), 3: (3, 2, 3, 2)}[rank], 3
+    convolve = getattr(F, f"conv{'_transpose' * transposed}{rank}d")
+    weight, mean, var, scale = const(n, n, *[2] * rank), const(n), const(n).square() + 0.1, const(n)
+    return Row(shape, lambda x: F.batch_norm(convolve(x, weight), mean, var, scale, mean, eps=0.03))
+
+
+NORMALISED = {
+    f"conv{'_transpose' * transposed}{rank}d_then_batch_norm": normalised(rank, transposed)
+    for rank in (1, 2, 3)
+    for transposed in (False, True)
+}
+
 ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES}
 ROWS |= {f"keyword_{name}": row for name, row in KEYWORDS.items()}
+ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in ACTIVATIONS.items()}
 
 
 class Fragment(nn.Module):

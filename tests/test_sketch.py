@@ -69,6 +69,34 @@ def test_joint_bounds_fail_as_rarely_as_promised(q):
         assert failed <= 0.05 + 4 * math.sqrt(0.05 / DRAWS)
 
 
+MAGNITUDES = {
+    "one": torch.ones(30),
+    "many": torch.logspace(-6, 0, 30),
+    "two": torch.tensor([1.0, 0.01]).repeat(15),
+}
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("first", MAGNITUDES)
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_joint_bounds_of_orthonormal_gradients(name, first, q):
+    """Their tangents are independent, so that their bounds fail independently; in layers of several widths.
+
+    The first sample of the batch is an unlike one. Gaussian bounds fail just as often as promised in the worst case.
+    """
+    drawn = sketch.draw(q, (DRAWS, 6, 30), torch.ones(1, dtype=DTYPE), torch.Generator().manual_seed(8)).abs()
+    measured = drawn.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else drawn.square().sum(1)
+    distances = MAGNITUDES[name].to(DTYPE).repeat(DRAWS, 1)
+    distances[0] = MAGNITUDES[first]
+    layers = [15, 10, 5]
+    bounds = sketch.joint_bounds(list(measured.split(layers, 1)), list(distances.split(layers, 1)), q, 6, 0.05)
+    failed = (torch.cat(bounds, 1)[1:] < 1).any(1).double().mean().item()
+    error = 4 * math.sqrt(0.05 / DRAWS)
+    assert failed <= 0.05 + error
+    if q == 2 and name == first:
+        assert failed >= 0.045 - error
+
+
 @pytest.mark.parametrize("q", [1, 2, math.inf])
 def test_joint_bounds_of_neurons_near_their_kinks_are_tighter(q):
     norms = torch.ones(1000, dtype=DTYPE)
@@ -127,3 +155,13 @@ def test_draws_follow_dtype_and_generator(q, dtype):
     first, second = (sketch.draw(q, (7, 3), like, torch.Generator().manual_seed(6)) for _ in range(2))
     assert first.dtype == dtype and first.shape == (7, 3) and torch.equal(first, second)
     assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("directions", [1, 5, 20])
+@pytest.mark.parametrize("level", [1e-1, 1e-3, 1e-10])
+def test_the_cauchy_bound_is_the_best_of_chernoff(level, directions):
+    """E |C|^-s = 1 / cos(pi s / 2): the least deviation d with exp(-s d) E |C|^-s ... = level, on a fine grid of s."""
+    s = torch.linspace(1e-4, 1 - 1e-4, 200_001, dtype=DTYPE)
+    least = ((-math.log(level) - directions * (math.pi * s / 2).cos().log()) / s).min().item()
+    bound = sketch.upper_bound(torch.zeros(1, dtype=DTYPE), 1, directions, level).log().item() * directions
+    assert bound == pytest.approx(least, rel=1e-5)

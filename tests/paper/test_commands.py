@@ -1,13 +1,14 @@
 """The experiments on MNIST at a tiny budget, on noise in MNIST's format."""
 
 import json
+import re
 
 import pytest
 import torch
 from commands import fails
 from test_datasets import idx
 
-from llr_fast import gradient_norms
+from llr_fast import evaluate, gradient_norms
 from llr_fast.__main__ import main
 from llr_fast.paper import algorithms, classifiers, curves, estimators, mnist, timing
 from llr_fast.paper.datasets import Images
@@ -18,6 +19,7 @@ TINY = {
     "timing": "--batch 4 --rounds 1",
     "estimators": "--epochs 2 --images 2 --points 9 --networks 2",
 }
+GAMMAS = (0, 100)
 PICTURES = {
     "mnist": ["curves", "margins"],
     "distortion": ["quartiles"],
@@ -43,7 +45,7 @@ def small(monkeypatch):
 
     monkeypatch.setattr(classifiers, "dense", dense)
     monkeypatch.setitem(estimators.NETWORKS, "dense", dense)
-    monkeypatch.setattr(curves, "GAMMAS", (0, 100))
+    monkeypatch.setattr(curves, "GAMMAS", GAMMAS)
     monkeypatch.setattr(curves, "LAMS", (2.0,))
     monkeypatch.setattr(curves, "CS", (1.0, 8.0))
 
@@ -122,8 +124,13 @@ def test_damaged_files_are_named(data, tmp_path, capsys):
         command("distortion", data, tmp_path, "--networks", "1")
 
 
-def test_table_of_the_paper(data, tmp_path):
+def test_table_of_the_paper(data, tmp_path, monkeypatch):
+    """All margins are those of pixels from 0 to 1."""
+    units = []
+    for part in (mnist, curves):
+        monkeypatch.setattr(part, "evaluate", lambda *a, **named: units.append(r := evaluate(*a, **named)) or r)
     command("mnist", data, tmp_path)
+    assert {report.unit for report in units} == {"input before normalisation"} and len(units) == 5 + len(GAMMAS) * 2
     text = (tmp_path / "mnist.md").read_text()
     assert "|8523|" in text.replace(" ", "")
     assert mnist.deviation([90.0, 110.0, 230.0], (100, 100, 200)) == "+15%"
@@ -159,3 +166,12 @@ def test_disagreement_stops_the_timing(data, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "per_neuron_backprop", lambda model, x: algorithms.paper_passes(model, 2 * x))
     with pytest.raises(RuntimeError, match="penalties that agree"):
         command("timing", data, tmp_path)
+
+
+def test_tables_of_made_up_estimates():
+    """Deviations of 4 and 2 make one random-sign direction worth 4 axes."""
+    run = {"accuracy": 0.5, "margin": 0.25, "deviations": {"axis": 4.0, "rademacher": 2.0, "gaussian": 3.0}}
+    losses = ("vanilla", "axis", "rademacher", "gaussian")
+    text = estimators.text({"dense": {loss: [run, run] for loss in losses}}, {"epochs": 1, "images": 1, "networks": 2})
+    rows = [re.findall(r"([\d.]+) ± 0", row) for row in text.splitlines() if row.startswith("| dense")]
+    assert rows == 2 * [["4", "2", "3", "4"]] + 4 * [["0.5", "0.25"]]

@@ -303,3 +303,62 @@ def test_interrupted_run_continues():
     run(other, resumed, 2)
     for got, wanted in zip(other.parameters(), loss.parameters()):
         assert torch.equal(got, wanted)
+
+
+DROPOUTS = {
+    "Dropout": (nn.Dropout(0.1), (4, 3, 8)),
+    "Dropout1d": (nn.Dropout1d(0.2), (4, 20, 2)),
+    "Dropout2d": (nn.Dropout2d(0.2), (4, 20, 1, 2)),
+    "Dropout3d": (nn.Dropout3d(0.2), (4, 20, 2, 1, 1)),
+    "function": (networks.Apply(lambda x: F.dropout(x, 0.1)), (4, 20)),
+    "in place": (nn.Dropout(0.3, inplace=True), (4, 20)),
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_is_that_of_the_plain_model(name, estimator):
+    """At the same seed it drops the same entries: as many, and others in each sample."""
+    drop, shape = DROPOUTS[name]
+    model = nn.Sequential(networks.Apply(lambda x: 2 * x), drop, nn.LeakyReLU(0.1)).train()
+    x, own = torch.ones(shape, dtype=DTYPE), torch.Generator().manual_seed(0)
+    torch.manual_seed(5)
+    output, penalty = llr_fast.ROLLLoss(model, C=0.0, estimator=estimator, generator=own)(x)
+    torch.manual_seed(5)
+    expected = model(x)
+    assert 0 < (expected == 0).double().mean() < 0.5 and not torch.equal(expected[0], expected[1])
+    same(output, expected)
+    same(penalty, expected.square().mean())  # each neuron's gradient has one entry
+
+
+class LocalNoGrad(nn.Module):
+    """Without gradients of the model's own choice: of a convolution, and with `of_all` of the batch norm behind it."""
+
+    def __init__(self, of_all):
+        super().__init__()
+        self.conv, self.norm, self.of_all = nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2).eval(), of_all
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv(x)
+            x = self.norm(x) if self.of_all else x
+        return (x if self.of_all else self.norm(x)).relu()
+
+
+@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize("estimator", ["exact", "axis"])
+@pytest.mark.parametrize("gamma", [100, 50])
+def test_no_grad_inside_a_model(gamma, estimator, of_all):
+    """Parameters inside have no gradient, others have that of a model in which those inside are frozen."""
+    torch.manual_seed(0)
+    model, x = LocalNoGrad(of_all).double(), torch.randn(3, 2, 6, dtype=DTYPE)
+    penalty = llr_fast.ROLLLoss(model, gamma=gamma, estimator=estimator, samples=12)(x)[1]
+    expected = oracle.roll_penalty(nn.Sequential(model.conv, model.norm, nn.ReLU()), x, gamma=gamma)
+    same(penalty, expected)
+    inside = [*model.conv.parameters(), *(model.norm.parameters() if of_all else ())]
+    outside = [] if of_all else list(model.norm.parameters())
+    if penalty.requires_grad:
+        assert torch.autograd.grad(penalty, inside, allow_unused=True, retain_graph=True) == (None,) * len(inside)
+    if outside:
+        same(torch.autograd.grad(penalty, outside), torch.autograd.grad(expected, outside))
