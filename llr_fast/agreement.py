@@ -40,11 +40,13 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
     shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
     if shapes != expected:
         raise _refusal(f"outputs of shapes {shapes} instead of {expected}")
-    unit = max(torch.finfo(x.dtype).eps, torch.finfo(dtype).eps)
+    plain_dtype = model_dtype(model, x)
+    unit = max(torch.finfo(plain_dtype).eps, torch.finfo(dtype).eps)
     if all(_difference(a, b) <= _UNITS * unit * _largest(a) for a, b in zip(found, plain, strict=True)):
         return
     coarse = torch.finfo(torch.float32).eps
-    others = [_outputs(model, x, other) for other in (torch.float32, torch.float32, dtype)]
+    rounded = x.detach().to(plain_dtype).float()
+    others = [_outputs(model, point) for point in (rounded, rounded, x.detach().to(dtype))]
     for a, b, c, c_again, a_again in zip(found, plain, *others, strict=True):
         usable = c.isfinite() | (a == b)  # else c is beyond float32
         a, b, c, c_again, a_again = (t.double().where(usable, 0) for t in (a, b, c, c_again, a_again))
@@ -55,10 +57,10 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
             raise _refusal(f"a difference of {_difference(a, b):.3g} where the largest output is {_largest(a):.3g}")
 
 
-def _outputs(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Of an evaluation in `dtype`."""
-    evaluation = Evaluation(model, certificate=True, declared=x.dtype)
-    return _numbers(linearize(model, x.to(dtype), values_alone(), evaluation)[0])
+def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of an evaluation in the dtype of x."""
+    evaluation = Evaluation(model, certificate=True, declared=model_dtype(model, x))
+    return _numbers(linearize(model, x, values_alone(), evaluation)[0])
 
 
 def _numbers(output: Any) -> list[Tensor]:

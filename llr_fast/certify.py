@@ -54,7 +54,6 @@ def evaluate(
             )
         _check_finite(layers)
         if compared:
-            x = x.detach().to(evaluation.declared)
             plain = agreement.plain_output(model, x)
             generators.check(model, x, before)
             agreement.check(model, x, dtype, output, plain)

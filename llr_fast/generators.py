@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llr_fast.agreement import model_dtype
 from llr_fast.linearize import Evaluation
 from llr_fast.process import uncompiled
 
@@ -48,9 +49,8 @@ def _found(model: nn.Module, x: Tensor) -> str | None:
     """The first module that draws random numbers in this thread."""
     of_torch = _OfTorch(Evaluation(model))
     others = _Others(model)
-    x = x.clone()  # it may write to it
     with uncompiled, of_torch, others.watching(), others:
-        model(x)
+        model(x.detach().to(model_dtype(model, x), copy=True))  # it may write to it
     return of_torch.found or others.found
 
 
