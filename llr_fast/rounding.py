@@ -11,7 +11,10 @@ from torch import Tensor
 from llr_fast.directions import Directions, compact
 from llr_fast.linearize import Layer
 
-_RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5}  # error of one result, some thousand times that of one sum
+_RELATIVE = {
+    torch.float64: 1e-11,
+    torch.float32: 1e-5,
+}  # of one result; far more than its own, as noise may happen to be small
 _OFFSETS = 65537  # prime
 
 
