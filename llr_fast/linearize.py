@@ -87,7 +87,7 @@ class Evaluation:
     A certificate refuses layers in training mode and cuts parameters out of the graph. Values may have a precision of
     their own; to the model they keep the dtype `declared`, so that it makes its own constants as ever.
     Once `finished`, what checkpointed parts of the model compute again in the backward pass is not collected and leaves
-    running statistics alone. `rounding` changes the linearization of every result, but for views of arguments.
+    running statistics alone. `rounding` changes the linearization of every result that may be rounded.
     """
 
     model: nn.Module
@@ -274,11 +274,13 @@ class LinearizedTensor(Tensor):
             return args[0].replaced(args[0].value, args[0].linearization)
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
-    def replaced(self, value: Tensor, linearization: Any, samples: Samples | None = None) -> LinearizedTensor:
-        """The result of a function of this tensor."""
+    def replaced(
+        self, value: Tensor, linearization: Any, samples: Samples | None = None, exact: bool = False
+    ) -> LinearizedTensor:
+        """The result of a function of this tensor; `exact` of one that rounds nothing."""
         samples = self.samples if samples is None else samples
         rounding = self.evaluation.rounding
-        if rounding is not None and value.untyped_storage().data_ptr() != self.value.untyped_storage().data_ptr():
+        if rounding is not None and not exact and not _share_memory(value, self.value):
             linearization = rounding(value, linearization)
         return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
 
@@ -326,6 +328,10 @@ class LinearizedTensor(Tensor):
                 f"{function} in module {self.evaluation.module_path()!r} reads a tensor that was changed in place "
                 "through another view of its memory; make the change out of place, or clone() first"
             )
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _replaced(tensor: LinearizedTensor) -> bool:

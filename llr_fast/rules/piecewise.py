@@ -15,11 +15,17 @@ from llr_fast.rules.table import function_name, refuse, rule
 
 
 def activate(
-    x: LinearizedTensor, name: str, value: Tensor, kinks: tuple[float, ...], slopes: tuple[Any, ...]
+    x: LinearizedTensor,
+    name: str,
+    value: Tensor,
+    kinks: tuple[float, ...],
+    slopes: tuple[Any, ...],
+    shifts: bool = False,
 ) -> LinearizedTensor:
     """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
 
-    A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte.
+    A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte;
+    what passes is rounded if the function `shifts` it.
     """
     if not x.value.numel():
         return x.replaced(value, x.linearization)
@@ -27,12 +33,13 @@ def activate(
     piece = x.value.new_empty(0, dtype=torch.int16)
     if x.evaluation.certificate:
         piece = sum(above, torch.zeros_like(x.value, dtype=torch.int16))
-    return x.replaced(value, x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes)))
+    linearization = x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes))
+    return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
 
 
 def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) -> Tensor:
     """[*x.shape]: of the piece that each entry is on, in the dtype of the linearization or as a mask."""
-    is_mask = not any(isinstance(slope, Tensor) or slope not in (0, 1) for slope in slopes)
+    is_mask = _is_mask(slopes)
     if is_mask and slopes == (0, 1):
         return above[0]
     like: dict[str, Any] = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
@@ -40,6 +47,10 @@ def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) ->
     for beyond, after in zip(above, slopes[1:], strict=True):
         slope = torch.where(beyond, torch.as_tensor(after, **like), slope)
     return slope
+
+
+def _is_mask(slopes: tuple[Any, ...]) -> bool:
+    return not any(isinstance(slope, Tensor) or slope not in (0, 1) for slope in slopes)
 
 
 @rule("relu", inplace=True)
@@ -151,7 +162,7 @@ def _hardshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 
 @rule("softshrink")
 def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
-    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0))
+    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0), shifts=True)
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
@@ -177,7 +188,7 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
         chosen = input.linearization.pointwise(lambda t: torch.where(passes, t, 0.0), value.shape)
     else:
         return activated
-    return difference.replaced(value, chosen)
+    return difference.replaced(value, chosen, exact=True)
 
 
 def _never_passes(operand: Any, value: Tensor, larger: bool) -> Tensor:

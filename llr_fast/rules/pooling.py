@@ -105,7 +105,7 @@ def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTenso
         slope = torch.ones_like(ahead.value, dtype=torch.bool)
         x.evaluation.report(function_name(function).removesuffix("_with_indices"), ahead, (0.0,), piece, slope)
     value = winning(x.value, -math.inf).unflatten(-1, shape)
-    return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)))
+    return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)), exact=True)
 
 
 def _windows(bounds: Bounds, sizes: Sequence[int], padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
