@@ -42,7 +42,7 @@ def test_frozen_layers_of_convolutions(frozen):
         model[index].requires_grad_(False)
     compare.margins_are_right(model, x)
     if len(frozen) < 3:
-        compare.roll_is_right(model, x)
+        compare.roll_is_right(model, x[:1])
         trains(model, x)
     else:
         for estimator in ("exact", "rademacher"):
@@ -88,8 +88,8 @@ def test_a_piecewise_function_of_the_input_itself(name):
     model(x)
     model, x = model.double(), x.double()
     compare.margins_are_right(model, x)
-    compare.margin_loss_is_right(model, x)
-    compare.roll_is_right(model, x)
+    compare.margin_loss_is_right(model, x[:1])
+    compare.roll_is_right(model, x[:1], gammas=(30,))
     trains(model, x)
     for call in (llr_fast.directional_margin, llr_fast.regions_along):
         call(model, x, x.flip(0))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import llr_fast
 
 DTYPE = torch.float64
-X = torch.randn(60, 5, generator=torch.Generator().manual_seed(2), dtype=DTYPE)
+X = torch.randn(40, 5, generator=torch.Generator().manual_seed(2), dtype=DTYPE)
 
 
 class Of(nn.Module):
@@ -62,11 +62,9 @@ def test_what_follows_adds_no_kinks_of_its_own(name):
     model, twin = (Of(function).double() for function in SAME[name])
     twin.load_state_dict(model.state_dict())
     for p in compare.P:
-        wanted = oracle.margin(twin, X[:20], p)
+        wanted = oracle.margin(twin, X[:6], p)
         for method in compare.METHODS:
-            torch.testing.assert_close(
-                llr_fast.margin(model, X[:20], p, method=method).value, wanted, rtol=1e-9, atol=0
-            )
+            torch.testing.assert_close(llr_fast.margin(model, X[:6], p, method=method).value, wanted, rtol=1e-9, atol=0)
 
 
 TIES = {

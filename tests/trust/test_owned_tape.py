@@ -294,7 +294,7 @@ CASES = {function.__name__: (function, state) for state, functions in STATES.ite
 
 def case(name):
     torch.manual_seed(len(name))
-    return Layers(*CASES[name]).double(), torch.randn(3, N, dtype=DTYPE)
+    return Layers(*CASES[name]).double(), torch.randn(2, N, dtype=DTYPE)
 
 
 @pytest.mark.parametrize("name", CASES)
