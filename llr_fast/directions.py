@@ -101,7 +101,7 @@ class Directions:
         if statistic is None:
             return Directions(tangents * slope), tangents
         if statistic == "sum_log_abs":
-            return Directions(tangents * slope), tangents.abs().log().sum(0)
+            return Directions(tangents * slope), _sum_log_abs(tangents)
         if slope.dim() == 2:
             deferred, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
             return deferred, measured.sum() if total else measured
@@ -127,6 +127,13 @@ def measure(tangents: Tensor, statistic: str) -> Tensor:
     if statistic == "sum_squares":
         return tangents.square().sum(0)
     return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+
+
+def _sum_log_abs(tangents: Tensor) -> Tensor:
+    """Of tangents [K, ...] over K; those that rounding may have made 0 count as what it can amount to."""
+    size = tangents.abs()
+    rounding = torch.finfo(size.dtype).eps * size.flatten(1).amax(1)
+    return torch.maximum(size, rounding.view(-1, *[1] * (size.dim() - 1))).log().sum(0)
 
 
 def _total_squares(tangents: Tensor) -> Tensor:

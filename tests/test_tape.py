@@ -145,3 +145,10 @@ def test_norms_of_a_first_layer_are_those_of_its_weights(name, q):
     assert list(found) == [0]
     expected = norm(gradients.flatten(0, 1), q).view(len(x), -1)
     torch.testing.assert_close(found[0], expected, atol=0, rtol=1e-10)
+
+
+def test_a_tangent_that_rounding_makes_zero_does_not_void_a_cauchy_bound():
+    tangents = torch.tensor([[3.0, 0.0], [2.0, 2.0]]).unsqueeze(1)
+    (large, small) = Directions(tangents).activate(torch.ones(1, 2), "sum_log_abs")[1][0]
+    assert large.isfinite() and small.isfinite()
+    torch.testing.assert_close(small, (torch.tensor(3 * torch.finfo(torch.float32).eps) * 2).log())
