@@ -767,14 +767,14 @@ def test_numbers_drawn_before_and_after_all_operations(first, draw):
 
 def index_of_numpy(x):
     index = np.array([2, 0, 1])
-    y = x[:, index]
+    y = (x * C4[:, 0])[:, index]
     index[:] = 3
     return y.abs()
 
 
 def list_of_indices(x):
     index = [2, 0, 1]
-    y = x[:, index]
+    y = (x * C4[:, 0])[:, index]
     index[:] = [3, 3, 3]
     return y.abs()
 
@@ -787,8 +787,8 @@ def constant_changed_later(x):
 
 
 CHANGING = {
-    index_of_numpy: lambda x: x[:, [2, 0, 1]].abs(),
-    list_of_indices: lambda x: x[:, [2, 0, 1]].abs(),
+    index_of_numpy: lambda x: (x * C4[:, 0])[:, [2, 0, 1]].abs(),
+    list_of_indices: lambda x: (x * C4[:, 0])[:, [2, 0, 1]].abs(),
     constant_changed_later: lambda x: (x * C4[:, 0]).abs(),
 }
 

@@ -11,6 +11,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+import scipy.optimize
+import scipy.stats  # noqa: F401  (for the forks that run tests)
+import torch  # noqa: F401
 from tqdm import tqdm
 
 from . import Mutant
@@ -25,11 +29,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--only", default="", metavar="WORD", help="faults whose name holds the word")
     options = parser.parse_args()
+    sys.dont_write_bytecode = True  # which may be older than the next edit by less than the clock tells
     built = os.environ.get("LLR_FAST_BUILD_EXT", "auto") != "0" and any(ROOT.glob("llr_fast/_C*.so"))
     chosen = [mutant for mutant in (*SURVIVORS, *OWN) if options.only in mutant.name]
     if not chosen:
         parser.error(f"--only: expected a part of the name of a fault, got {options.only!r}")
     compiled = [mutant for mutant in chosen if mutant.path.startswith("csrc/")]
+    chosen.sort(key=lambda mutant: mutant in compiled)  # the slow ones last
     if compiled and not built:
         print(f"left out, because the C++ kernels are not built: {', '.join(m.name for m in compiled)}")
         chosen = [mutant for mutant in chosen if mutant not in compiled]
@@ -72,13 +78,32 @@ def judged(copy: Path, mutant: Mutant) -> str:
 
 
 def run(copy: Path, tests: Iterable[str], stop: bool = True) -> str:
-    """What pytest prints where the tests fail in the copy, else nothing."""
-    command = [sys.executable, "-m", "pytest", *(["-x"] if stop else []), "-q", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest did not run these tests:\n{done.stdout}{done.stderr}")
-    return done.stdout if done.returncode else ""
+    """What pytest prints where the tests fail in the copy, else nothing.
+
+    It runs in a fork of this process, which has imported what takes long and nothing of the library.
+    """
+    options = [*(["-x"] if stop else []), "-q", "-p", "no:cacheprovider", *tests]
+    sys.stdout.flush()
+    with tempfile.TemporaryFile("w+") as printed:
+        child = os.fork()
+        if child == 0:
+            os.dup2(printed.fileno(), 1)
+            os.dup2(printed.fileno(), 2)
+            os.chdir(copy)
+            os.environ["PYTHONPATH"] = str(copy)
+            sys.path.insert(0, str(copy))
+            code = 3
+            try:
+                code = int(pytest.main(options))
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        printed.seek(0)
+        found = printed.read()
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest did not run these tests:\n{found}")
+    return found if code else ""
 
 
 def build(copy: Path) -> None:
