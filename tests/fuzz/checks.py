@@ -261,19 +261,27 @@ def segments(case: Case) -> None:
     (found,) = llr_fast.regions_along(case.model, start, end, progress=False)
     t = found.t
     expect(t[0].item() == 0 and t[-1].item() == 1 and bool((t.diff() > 0).all()), f"regions_along: t = {t.tolist()}")
-    inside = [state for state in (_states_within(case, found, i) for i in range(min(len(found), 40)))]
-    for i, (low, high) in enumerate(inside):
+    inside = [_states_within(case, found, i) for i in range(min(len(found), 40))]
+    for i, states in enumerate(inside):
         if found.lengths[i] > 1e-6:
-            expect(torch.equal(low, high), f"regions_along: region {i} is several")
+            # Neurons that stay in a kink change to and fro with rounding, others once.
+            changes = (states.diff(dim=0) != 0).sum(0)
+            expect(not (changes == 1).any(), f"regions_along: region {i} is several")
     for i, (left, right) in enumerate(itertools.pairwise(inside)):
-        expect(not torch.equal(left[1], right[0]), f"regions_along: regions {i} and {i + 1} are one")
+        if found.lengths[i : i + 2].min() > 1e-10:
+            expect(not torch.equal(left[-1], right[0]), f"regions_along: regions {i} and {i + 1} are one")
 
 
-def _states_within(case: Case, found: llr_fast.Crossings, i: int) -> list[Tensor]:
-    """At both ends of region i, just inside of it."""
+def _states_within(case: Case, found: llr_fast.Crossings, i: int) -> Tensor:
+    """From one end of region i to the other, just inside of it: [P, N], at more than two points where they differ."""
     low, high = found.t[i].item(), found.t[i + 1].item()
-    places = [low + part * (high - low) for part in (1e-3, 1 - 1e-3)]
-    return [case.states(torch.lerp(found.start.double(), found.end.double(), place)) for place in places]
+
+    def at(part: float) -> Tensor:
+        return case.states(torch.lerp(found.start.double(), found.end.double(), low + part * (high - low)))
+
+    ends = [at(1e-3), at(1 - 1e-3)]
+    between = [] if torch.equal(*ends) else [at(k / 20) for k in range(1, 20)]
+    return torch.stack([ends[0], *between, ends[1]])
 
 
 def _spread(case: Case) -> float:
