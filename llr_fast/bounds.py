@@ -74,7 +74,7 @@ class Probe:
         """[L, B]: the largest error of each layer's coarse tangents."""
         coarse = self.fine if self.coarse is None else self.coarse
         pairs = zip(coarse.tangents, self.fine.tangents, strict=True)
-        return torch.stack([(a - b).abs().amax(1) for a, b in pairs])
+        return torch.stack([(b - a).abs_().amax(1) for a, b in pairs])
 
 
 @torch.no_grad()
@@ -86,7 +86,9 @@ def by_search(
 
     def measure(dtype: torch.dtype, scale: float) -> list[Tensor]:
         drawn = sketch.statistics(frozen, q, DIRECTIONS[q] - 1, generator, dtype, scale)
-        statistics = [s + sketch.term(scale * t, q).to(dtype) for s, t in zip(drawn, probe.fine.tangents, strict=True)]
+        statistics = [
+            s + sketch.term((scale * t).to(dtype), q) for s, t in zip(drawn, probe.fine.tangents, strict=True)
+        ]
         return sketch.joint_bounds(statistics, distances, q, DIRECTIONS[q], failure_probability)
 
     bounds = in_range(measure, probe, enlarged=True)

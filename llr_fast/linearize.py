@@ -54,7 +54,7 @@ class Layer:
     name: str
     z: Tensor  # [B, n]
     kinks: tuple[float, ...]
-    piece: Tensor  # [B, n]; empty in training, which does not need it
+    piece: Tensor  # [B, n], integers, or bool where there are two; empty in training, which does not need it
     statistic: Tensor  # [B, n], of the gradients dz/dx; where none was asked for, the tangents [K, B, n]
     samples: Samples  # where the B samples lie in what the network computed
 

@@ -87,7 +87,7 @@ def stays_on(layer: Layer, kink: float) -> Tensor:
 
 def without_sides(layer: Layer) -> Layer:
     """The layer with a piece of its own for neurons that stay on a kink."""
-    piece = layer.piece
+    piece = layer.piece.short() if layer.piece.dtype == torch.bool else layer.piece
     for number, kink in enumerate(layer.kinks):
         piece = piece.masked_fill(stays_on(layer, kink), -1 - number)
     return replace(layer, piece=piece)

@@ -32,7 +32,7 @@ def activate(
     above = [x.value > kink for kink in kinks]
     piece = x.value.new_empty(0, dtype=torch.int16)
     if x.evaluation.certificate:
-        piece = sum(above, torch.zeros_like(x.value, dtype=torch.int16))
+        piece = above[0] if len(above) == 1 else sum(above, torch.zeros_like(x.value, dtype=torch.int16))
     linearization = x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes))
     return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
 

@@ -103,7 +103,7 @@ def run(copy: Path, tests: Iterable[str], stop: bool = True) -> str:
         found = printed.read()
     if code not in (0, 1):
         raise RuntimeError(f"pytest did not run these tests:\n{found}")
-    return found if code else ""
+    return (found or f"exit status {code}") if code else ""  # what pytest captures itself is not printed here
 
 
 def build(copy: Path) -> None:

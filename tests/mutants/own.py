@@ -16,8 +16,8 @@ OWN = (
     Mutant(
         "probe-term-unscaled",
         "llr_fast/bounds.py",
-        "sketch.term(scale * t, q)",
-        "sketch.term(t, q)",
+        "sketch.term((scale * t).to(dtype), q)",
+        "sketch.term(t.to(dtype), q)",
         "the search with gradients beyond 1e150 or below 1e-140: bounds without the probe's direction",
         ("tests/test_margin.py::test_search_of_extreme_gradients",),
     ),
