@@ -20,7 +20,7 @@ from llr_fast.gram import Gram
 
 FEW = 2**16  # neurons of all samples up to which float64 costs no more than going over things twice
 # Of the sketch for each q, the probe's included: fewer cost more back-propagations than they save.
-DIRECTIONS = {1: 20, 2: 13, math.inf: 28}
+DIRECTIONS = {1: 20, 2: 14, math.inf: 28}
 _ERRORS = 64  # times the largest error of a layer along one direction
 _FLOOR = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}  # error of a bound, as part of the largest one up to there
 _RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-140, 1e150)}  # of numbers whose squares are numbers

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-SEARCH_PASSES = 50  # 13 to 28 directions, and mostly less than 16 back-propagations at twice a forward pass
+SEARCH_PASSES = 50  # 14 to 28 directions, and mostly less than 16 back-propagations at twice a forward pass
 FEW_DERIVATIVES = 2**18  # of all neurons by all inputs: they cost less than what the search begins with
 AFFORDABLE_PASSES = 16  # what an exact loss may cost before random directions, at one pass, are taken instead
 

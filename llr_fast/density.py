@@ -44,7 +44,7 @@ def region_density(
         x: [B, ...], finite.
         radius: in units of x, at least 0.
         p: 1, 2 or inf.
-        method: "exact" computes all gradient norms. "search" bounds them from 13 to 28 random directions and computes
+        method: "exact" computes all gradient norms. "search" bounds them from 14 to 28 random directions and computes
             exactly those that can make a neuron count: good for radii at which few do. "sketch" (p = 2 and inf)
             estimates every norm from random directions. "auto" is "exact" for small networks, else "sketch", for p = 1
             "search".

@@ -103,7 +103,7 @@ def margin(
         x: [B, ...], finite; any shape of sample.
         p: 1, 2 or inf.
         method: "exact" computes the gradient norms of all neurons, from Gram matrices for p = 2 and chains of dense
-            layers, else from all input axes. "search" bounds all norms from 13 to 28 random directions and computes
+            layers, else from all input axes. "search" bounds all norms from 14 to 28 random directions and computes
             exactly those that can decide the minimum; the result is the exact margin but with probability
             `failure_probability` per sample. "auto" takes the cheaper one.
         failure_probability: of the search, for each sample.
