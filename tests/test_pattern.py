@@ -6,6 +6,7 @@ import networks
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import llr_fast
@@ -158,3 +159,20 @@ def test_a_neuron_that_stays_on_its_kink_has_none_ahead(dtype):
     model = nn.Sequential(nn.Linear(7, 200, bias=False), nn.ReLU()).to(dtype)
     model[0].weight.data.copy_(weight)
     assert llr_fast.directional_margin(model, x.to(dtype), v.to(dtype), dtype=dtype).tolist() == [math.inf]
+
+
+def test_a_kernel_that_changes_after_its_convolution_is_what_it_was():
+    """A convolution's derivative is computed when it is used."""
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 1, 3, dtype=torch.float64)
+
+    def changing(x):
+        own = kernel.clone()
+        z = F.conv1d(x, own)
+        own.mul_(-3)
+        return z.relu()
+
+    x, direction = torch.randn(2, 3, 1, 6, dtype=torch.float64)
+    found = llr_fast.directional_margin(networks.Apply(changing), x, direction)
+    expected = llr_fast.directional_margin(networks.Apply(lambda x: F.conv1d(x, kernel).relu()), x, direction)
+    assert torch.equal(found, expected)

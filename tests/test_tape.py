@@ -152,3 +152,11 @@ def test_a_tangent_that_rounding_makes_zero_does_not_void_a_cauchy_bound():
     (large, small) = Directions(tangents).activate(torch.ones(1, 2), "sum_log_abs")[1][0]
     assert large.isfinite() and small.isfinite()
     torch.testing.assert_close(small, (torch.tensor(3 * torch.finfo(torch.float32).eps) * 2).log())
+
+
+def test_a_deferred_convolution_keeps_its_kernel():
+    tangents, kernel = torch.randn(1, 1, 1, 6), torch.randn(2, 1, 3)
+    expected = torch.nn.functional.conv1d(tangents[0], kernel)
+    deferred = Directions(tangents).convolved(torch.nn.functional.conv1d, kernel)
+    kernel.mul_(2)
+    assert torch.equal(deferred.settled()[0], expected)

@@ -318,8 +318,8 @@ OWN = (
         "llr_fast/directions.py",
         "weight if trained else weight.clone())",
         "weight)",
-        "a weight that the model changes after the convolution: the penalty takes the changed one",
-        ("tests/test_loss.py::test_a_weight_that_changes_after_the_convolution",),
+        "a kernel that the model changes after the convolution: the certificate takes the changed one",
+        ("tests/test_tape.py::test_a_deferred_convolution_keeps_its_kernel",),
     ),
     Mutant(
         "pad-in-tangents",
