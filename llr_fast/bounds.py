@@ -93,7 +93,8 @@ def by_search(
 
     bounds = in_range(measure, probe, enlarged=True)
     for layer, norms in frozen.norms_of_weights(q, bounds[0].dtype).items():
-        bounds[layer] = torch.minimum(bounds[layer], norms * (1 + _CANCELLED))
+        known = norms > torch.finfo(norms.dtype).tiny  # else the dtype may have rounded it away
+        bounds[layer] = torch.minimum(bounds[layer], norms * (1 + _CANCELLED)).where(known, bounds[layer])
     return bounds
 
 

@@ -66,19 +66,18 @@ class Frozen:
         power = torch.abs if q == 1 else torch.square
         found = {}
         for layer, path in self.tape.products():
-            norm = torch.ones(1, *self.x.shape[1:], dtype=dtype, device=self.x.device)
-            largest = norm.new_ones(())
+            norm = torch.ones(1, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
             for operation in path:
                 if operation.method == "convolved" or operation.method == "linear":
                     *convolve, weight = operation.constants
                     largest = weight.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
-                    weight = power((weight.double() / largest).to(dtype))
+                    weight = power(weight.double() / largest)
                     norm = convolve[0](norm, weight) if convolve else F.linear(norm, weight)
-                elif operation.method == "scaled":
-                    factor = operation.constants[0].to(dtype)
-                    norm = norm * power(factor).view(-1, *[1] * (norm.dim() - 2))
-            norm = norm if q == 1 else norm.sqrt()
-            found[layer] = (norm * largest).to(dtype).expand(len(self.x), *norm.shape[1:]).flatten(1)
+                    norm = largest * (norm if q == 1 else norm.sqrt())
+                elif operation.method == "scaled":  # behind the root: squares of factors may underflow
+                    factor = operation.constants[0].double()
+                    norm = norm * factor.abs().view(-1, *[1] * (norm.dim() - 2))
+            found[layer] = norm.to(dtype).expand(len(self.x), *norm.shape[1:]).flatten(1)
         return found
 
     def chunks(self, directions: Tensor) -> Iterator[Directions]:

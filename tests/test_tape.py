@@ -160,3 +160,15 @@ def test_a_deferred_convolution_keeps_its_kernel():
     deferred = Directions(tangents).convolved(torch.nn.functional.conv1d, kernel)
     kernel.mul_(2)
     assert torch.equal(deferred.settled()[0], expected)
+
+
+def test_small_factors_of_a_batch_norm_do_not_void_the_search(monkeypatch):
+    """Their squares are no numbers of float32."""
+    monkeypatch.setattr("llr_fast.bounds.FEW", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.ReLU(), nn.Flatten()).eval()
+    model[1].weight.data = torch.tensor([1.0, 1e-24])
+    model[1].bias.data = torch.tensor([5.0, 1e-26])
+    x = torch.randn(2, 1, 8)
+    exact, search = (llr_fast.margin(model, x, method=method).value for method in ("exact", "search"))
+    torch.testing.assert_close(search, exact, rtol=1e-9, atol=0)

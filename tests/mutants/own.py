@@ -32,7 +32,7 @@ OWN = (
     Mutant(
         "first-layer-signed-scale",
         "llr_fast/frozen.py",
-        "norm = norm * power(factor)",
+        "norm = norm * factor.abs()",
         "norm = norm * factor",
         "convolution -> batch norm: bounds of the first layer's norms are wrong, so margins too large",
         ("tests/test_tape.py::test_norms_of_a_first_layer_are_those_of_its_weights",),
