@@ -80,12 +80,12 @@ def test_peak_memory(device, benchmark):
 
 def test_peak_memory_of_exact_mode(device, benchmark, monkeypatch):
     """Beyond the plain step, no more than the budget of a chunk of axes."""
-    monkeypatch.setattr(llr_fast.certify, "MEMORY_BUDGET", 2**26)
+    monkeypatch.setattr(llr_fast.certificates.evaluation, "MEMORY_BUDGET", 2**26)
     model, x = networks.convnet(3, 32).to(device), torch.rand(4, 3, 32, 32, device=device)
     found = {CROSS_ENTROPY: peak_of_tensors(step(model, cross_entropy(model, x)), device)}
     found[OURS] = benchmark.pedantic(peak_of_tensors, (step(model, with_roll(model, x, estimator="exact")), device))
     record(benchmark, device, "two convolutions of 8 maps", x, found)
-    assert found[OURS] <= found[CROSS_ENTROPY] + llr_fast.certify.MEMORY_BUDGET, found
+    assert found[OURS] <= found[CROSS_ENTROPY] + llr_fast.certificates.evaluation.MEMORY_BUDGET, found
 
 
 def record(benchmark, device, network, x, found):

@@ -1,15 +1,15 @@
 """Locally linear regions of piecewise-linear networks: certificates and losses."""
 
-from llr_fast.backend import backend, backends, set_backend
-from llr_fast.density import region_density
-from llr_fast.distortion import Distortion, gradient_distortion
-from llr_fast.linearize import MixedSamplesError, NotPiecewiseLinearError
-from llr_fast.loss import MarginLoss, ROLLLoss
-from llr_fast.margin import Margin, margin
-from llr_fast.neurons import Neurons, activation_pattern, directional_margin, gradient_norms
-from llr_fast.regions import RegionCount, count_linear_regions
-from llr_fast.report import Report, evaluate
-from llr_fast.segment import Crossings, regions_along
+from llr_fast.certificates.margin import Margin, margin
+from llr_fast.certificates.neurons import Neurons, activation_pattern, directional_margin, gradient_norms
+from llr_fast.dispatch import backend, backends, set_backend
+from llr_fast.linearized.tensor import MixedSamplesError, NotPiecewiseLinearError
+from llr_fast.losses.roll import MarginLoss, ROLLLoss
+from llr_fast.regions.count import RegionCount, count_linear_regions
+from llr_fast.regions.density import region_density
+from llr_fast.regions.distortion import Distortion, gradient_distortion
+from llr_fast.regions.segment import Crossings, regions_along
+from llr_fast.reports.report import Report, evaluate
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llr_fast import demo, doctor, paper
+from llr_fast import paper
+from llr_fast.commands import demo, doctor
 
 INTERRUPTED = 130  # the status of what Ctrl-C ended, 128 + SIGINT
 

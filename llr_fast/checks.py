@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from llr_fast.linearize import LinearizedTensor
+from llr_fast.linearized.tensor import LinearizedTensor
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _DISTRIBUTING = {  # module, which whoever uses it has imported, and class; and 
 
 def check_model(model: Any) -> None:
     """`model` is a network as it was written: no loss around it, and nothing of it scripted, traced or exported."""
-    from llr_fast.loss import MarginLoss, ROLLLoss  # here: losses check their models
+    from llr_fast.losses.roll import MarginLoss, ROLLLoss  # here: losses check their models
 
     for holder in ("", ".module", "._orig_mod"):  # of data parallelism, of torch.compile
         inner = getattr(model, holder[1:], None) if holder else model

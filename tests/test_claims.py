@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import llr_fast
-from llr_fast.bounds import DIRECTIONS
+from llr_fast.certificates.bounds import DIRECTIONS
 from llr_fast.paper import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]

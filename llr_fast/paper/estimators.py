@@ -14,7 +14,7 @@ from torch.func import jacrev, vmap
 from torch.utils.data import DataLoader, Subset
 
 from llr_fast import ROLLLoss, evaluate
-from llr_fast.directions import Directions
+from llr_fast.linearized.directions import Directions
 from llr_fast.paper import classifiers, datasets
 from llr_fast.paper.algorithms import hidden_values, rows
 from llr_fast.paper.classifiers import Split, Variant
@@ -140,7 +140,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
     """Relative standard deviations, a bar for each distribution."""
     from matplotlib.figure import Figure
 
-    from llr_fast.plot import COLOURS
+    from llr_fast.reports.plot import COLOURS
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     ax = figure.subplots()

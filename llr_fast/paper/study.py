@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from llr_fast.checks import check_folder
-from llr_fast.doctor import versions
+from llr_fast.commands.doctor import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from llr_fast import MarginLoss, ROLLLoss, margin, regions_along
 from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, table
 from llr_fast.paper.training import Training, fit
-from llr_fast.plane import regions_on_plane
+from llr_fast.regions.plane import regions_on_plane
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def figure(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> Figure:
     """A panel for each network: regions, l2 margins and gradients of the points, prediction."""
     from matplotlib.figure import Figure
 
-    from llr_fast.plot import plot_regions
+    from llr_fast.reports.plot import plot_regions
 
     panels = Figure(figsize=(4 * len(networks), 4), layout="constrained")
     for i, (ax, (name, model)) in enumerate(zip(panels.subplots(1, len(networks)), networks.items())):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import llr_fast
-from llr_fast import bounds
+from llr_fast.certificates import bounds
 
 from . import blocks
 from .networks import Network

@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from llr_fast.backend import backend
+from llr_fast.dispatch import backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llr_fast.backend import backend
+from llr_fast.dispatch import backend
 from llr_fast.ops.gram_norms import gram_norms
 
 pytestmark = pytest.mark.triton

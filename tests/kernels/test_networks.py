@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import llr_fast
-from llr_fast import estimators
+from llr_fast.losses import estimators
 
 pytestmark = pytest.mark.triton
 # A chain of dense layers, convolutions with batch-norm, and a residual block.

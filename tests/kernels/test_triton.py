@@ -10,7 +10,7 @@ import torch
 from ops import operator_cases as oc
 
 from llr_fast import ops
-from llr_fast.backend import backend, implementation
+from llr_fast.dispatch import backend, implementation
 
 pytestmark = pytest.mark.triton
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
@@ -147,7 +147,7 @@ def test_the_kernels_run(monkeypatch, device):
         ran.append(implementation(op, device))
         return ran[-1]
 
-    monkeypatch.setattr(sys.modules["llr_fast.backend"], "implementation", choose)
+    monkeypatch.setattr(sys.modules["llr_fast.dispatch"], "implementation", choose)
     slope = torch.ones(2, 3, device=device)
     name = "auto" if device == "cuda" else "triton"
     for op, (shapes, _, further, _) in oc.DIFFERENTIABLE.items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llr_fast import ops
-from llr_fast.backend import backend
+from llr_fast.dispatch import backend
 
 STATISTICS = ("sum_squares", "sum_abs", "max_abs")
 # [K, B, B or 1 where the batch shares the tangents, n]: odd, unit and empty sizes, and more than one tile of each.

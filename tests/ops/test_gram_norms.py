@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from llr_fast.backend import backend, backends
+from llr_fast.dispatch import backend, backends
 from llr_fast.ops.gram_norms import gram_norms
 
 # B, D, widths: one layer, unit sizes, more than one tile and cache line, bottlenecks, an empty batch.

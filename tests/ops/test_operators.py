@@ -6,7 +6,7 @@ from ops import operator_cases as oc
 from torch.autograd import forward_ad
 
 from llr_fast import ops
-from llr_fast.backend import backend
+from llr_fast.dispatch import backend
 
 LOW = (torch.float16, torch.bfloat16)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from commands import fails
+from command_lines import fails
 from test_datasets import idx
 
 from llr_fast import evaluate, gradient_norms

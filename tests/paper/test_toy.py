@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import fails
+from command_lines import fails
 
 from llr_fast.__main__ import main
 from llr_fast.paper import toy

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import fails
+from command_lines import fails
 from torch import nn
 from torch.nn.utils import parametrize
 

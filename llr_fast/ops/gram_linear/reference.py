@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 
 
 def gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool) -> tuple[Tensor, Tensor]:

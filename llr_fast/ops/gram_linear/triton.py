@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 from ..masked_linear.tiles import alignment, dot_type
 from .kernels import (
     gram_linear_backward_gram_kernel,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...backend import define, differentiate
-from ..arguments import accumulation_dtype, check_alike, check_tensor, refuse_forward_mode
+from ...dispatch import define, differentiate
+from ..common.arguments import accumulation_dtype, check_alike, check_tensor, refuse_forward_mode
 
 
 def gram_norms(weights: Sequence[Tensor], slopes: Sequence[Tensor], total: bool = False) -> list[Tensor]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...backend import define
-from ..arguments import check_alike, check_tensor, refuse_forward_mode
+from ...dispatch import define
+from ..common.arguments import check_alike, check_tensor, refuse_forward_mode
 
 
 def margin_reduce(distances: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

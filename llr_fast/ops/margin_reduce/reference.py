@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 
 
 def ratio_dtype(distance: Tensor, norm: Tensor) -> torch.dtype:

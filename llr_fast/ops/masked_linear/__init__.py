@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backend import define, differentiate
-from ..arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
+from ...dispatch import define, differentiate
+from ..common.arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
 
 
 def masked_linear(

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 from .kernels import masked_linear_backward_kernel, masked_linear_kernel
 from .tiles import alignment, dot_type
 

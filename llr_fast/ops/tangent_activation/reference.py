@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 
 
 def reduce_statistic(tangents: Tensor, statistic: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..arguments import accumulation_dtype
+from ..common.arguments import accumulation_dtype
 from .kernels import (
     tangent_activation_backward_kernel,
     tangent_activation_kernel,

@@ -1,0 +1,1 @@
+"""What is certain about the linear region around a point: margins, norms, patterns."""

@@ -1,0 +1,126 @@
+"""Evaluations for certificates: values in a chosen precision, no parameter gradients, checked input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast.certificates import agreement, generators
+from llr_fast.certificates.agreement import model_dtype
+from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
+from llr_fast.linearized.tape import values_alone
+from llr_fast.linearized.tensor import Evaluation, Layer, Linearization, LinearizedTensor, linearize
+from llr_fast.precision import full_precision
+
+MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may take; larger work is cut into chunks
+CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
+ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk begins with
+CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
+
+
+def check(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "x") -> None:
+    """Checks a certificate's model, value dtype and input [B, ...], which its user knows as `name`."""
+    check_model(model)
+    check_input(model, x, name)
+    check_finite(name, x)
+    check_value_dtype(dtype)
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    linearization: Linearization,
+    dtype: torch.dtype,
+    statistic: str | None = None,
+    compared: bool = True,
+    rounding: Callable[[Tensor, Any], Any] | None = None,
+) -> list[Layer]:
+    """The layers of neurons of `model` at `x`, values in `dtype`.
+
+    With `compared`, which costs a forward pass, only if the model is a function of x: it draws no random numbers, and
+    as it is, in its own precision, gives the same output up to rounding.
+    """
+    buffers = _versions_in_training(model)
+    evaluation = Evaluation(model, statistic, certificate=True, declared=model_dtype(model, x), rounding=rounding)
+    with full_precision, torch.autocast(x.device.type, enabled=False):
+        before = generators.states(x.device)
+        output, layers = linearize(model, x.detach().to(dtype), linearization, evaluation)
+        if moved := [name for name, version in _versions_in_training(model).items() if buffers.get(name) != version]:
+            raise ValueError(
+                f"model: expected a function that stays the same, got {moved[0]!r} updated; call model.eval()"
+            )
+        _check_finite(layers)
+        if compared:
+            plain = agreement.plain_output(model, x)
+            generators.check(model, x, before)
+            agreement.check(model, x, dtype, output, plain)
+    return layers
+
+
+def _check_finite(layers: list[Layer]) -> None:
+    for layer in layers:
+        # A sum takes a fraction of the time, and is finite only where all terms are.
+        if not (layer.z.sum().isfinite() or layer.z.isfinite().all()):
+            raise ValueError(
+                f"model: expected finite values of all neurons, got NaN or infinite ones in {layer.name!r}"
+            )
+
+
+def _versions_in_training(model: nn.Module) -> dict[str, int]:
+    """How often each buffer of a module in training mode was written to, as spectral normalisation does."""
+    return {
+        f"{path}.{name}": buffer._version
+        for path, module in model.named_modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()
+    }
+
+
+def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
+    """The layers of neurons with their values alone."""
+    return evaluate(model, x, values_alone(), dtype)
+
+
+def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
+    """The model's dtype, or float32 where that is a low precision."""
+    return torch.promote_types(model_dtype(model, x), torch.float32)
+
+
+def directions_at_once(entries: int, dtype: torch.dtype) -> int:
+    """How many directions at a time stay within the budget if one has `entries` tangents in memory at a time."""
+    copies = 4 if dtype.itemsize < 8 else 10  # incoming and outgoing tangents; float64 convolutions unfold their input
+    size = entries * dtype.itemsize * copies
+    return max(1, min(MEMORY_BUDGET // size, max(ENOUGH_DIRECTIONS, CHUNK_BUDGET // size)))
+
+
+def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
+    """How many samples to work on at a time: their values and tangents stay within both budgets."""
+    if x.size(0) == 1:
+        return 1
+    try:
+        neurons = _neurons(model, x[:1], dtype)
+    except ValueError:  # of a model that takes no other batch than this
+        neurons = _neurons(model, x, dtype) // x.size(0)
+    bytes_per_neuron = 96  # value, piece, slope, tangents in two precisions and bounds, and what sorting takes
+    return max(1, min(MEMORY_BUDGET, CACHE_BUDGET) // (max(1, neurons) * bytes_per_neuron))
+
+
+def _neurons(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
+    count = _Count(model, certificate=True, declared=model_dtype(model, x))
+    linearize(model, x.detach().to(dtype), values_alone(), count)
+    return count.neurons
+
+
+class _Count(Evaluation):
+    """Counts the neurons and keeps nothing of them."""
+
+    neurons = 0
+
+    def report(self, function: str, x: LinearizedTensor, *_: Any) -> Linearization:
+        self.neurons += x.value.numel()
+        linearization: Linearization = x.linearization
+        return linearization

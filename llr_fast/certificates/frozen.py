@@ -1,0 +1,136 @@
+"""The network with its activation pattern frozen: evaluated once, then linear along any direction and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llr_fast import norms
+from llr_fast.certificates.evaluation import directions_at_once, evaluate, tangent_dtype
+from llr_fast.linearized.directions import Directions, axes
+from llr_fast.linearized.gram import Gram, NotAChainError
+from llr_fast.linearized.tape import Noted, Tape
+from llr_fast.linearized.tensor import Layer, Linearization
+from llr_fast.precision import full_precision
+
+
+@dataclass
+class Frozen:
+    """The layers of neurons of a network at x [B, ...], and the tape from which their derivatives follow.
+
+    Derivatives have the dtype of the directions along which they are asked for; `coarse` is the model's, or float32
+    where that is a low precision.
+    """
+
+    x: Tensor
+    layers: list[Layer]
+    tape: Tape
+    coarse: torch.dtype
+
+    @property
+    def distances(self) -> list[Tensor]:
+        """For each layer the distances [B, n] of its neurons to their nearest kinks."""
+        return [layer.distance for layer in self.layers]
+
+    def along(self, linearization: Linearization, statistic: str | None = None) -> list[Tensor]:
+        """For each layer the statistic [B, n] of the gradients; of directions, without one, the tangents [K, B, n]."""
+        lead = 1 if statistic is None else 0
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
+            measured = list(self.tape.along(linearization, statistic))
+        return [layer.samples.rows(t, lead) for layer, t in zip(self.layers, measured, strict=True)]
+
+    @torch.no_grad()
+    def statistics(self, chunks: Iterable[Directions], statistic: str) -> list[Tensor]:
+        """For each layer the statistic [B, n] over the directions of all chunks."""
+        combine = torch.maximum if statistic == "max_abs" else torch.add
+        total: list[Tensor] = []
+        for chunk in chunks:
+            found = self.along(chunk, statistic)
+            total = [combine(a, b) for a, b in zip(total, found, strict=True)] if total else found
+        return total
+
+    def over_axes(self, q: float, dtype: torch.dtype, scale: float) -> list[Tensor]:
+        """For each layer the l_q norms [B, n] of its neurons' gradients, times `scale`, from all input axes."""
+        size = self.x[0].numel()
+        chunk = self._directions_at_once(dtype, entries=size)
+        starts = range(0, size, chunk)
+        parts = (axes(self.x, start, min(start + chunk, size), dtype).times(scale) for start in starts)
+        return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
+
+    def norms_of_weights(self, q: float, dtype: torch.dtype) -> dict[int, Tensor]:
+        """For each layer that is a product of the input with weights the l2 norms, for q = 1 the l1 norms, [B, n]."""
+        power = torch.abs if q == 1 else torch.square
+        found = {}
+        for layer, path in self.tape.products():
+            norm = torch.ones(1, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
+            for operation in path:
+                if operation.method == "convolved" or operation.method == "linear":
+                    *convolve, weight = operation.constants
+                    largest = weight.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
+                    weight = power(weight.double() / largest)
+                    norm = convolve[0](norm, weight) if convolve else F.linear(norm, weight)
+                    norm = largest * (norm if q == 1 else norm.sqrt())
+                elif operation.method == "scaled":  # behind the root: squares of factors may underflow
+                    factor = operation.constants[0].double()
+                    norm = norm * factor.abs().view(-1, *[1] * (norm.dim() - 2))
+            found[layer] = norm.to(dtype).expand(len(self.x), *norm.shape[1:]).flatten(1)
+        return found
+
+    def chunks(self, directions: Tensor) -> Iterator[Directions]:
+        """Directions [K, B, ...], as many at a time as the budget allows."""
+        return (Directions(part) for part in directions.split(self._directions_at_once(directions.dtype)))
+
+    def chain(self) -> Gram | None:
+        """The network as a chain of dense layers with its slopes at x, if it is one."""
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
+            try:
+                return Gram.of(self.x, self.tape)
+            except NotAChainError:
+                return None
+
+    def _directions_at_once(self, dtype: torch.dtype, entries: int = 0) -> int:
+        """What keeps the tangents of the widest layer within the budget, with `entries` where directions are made."""
+        return directions_at_once(max((layer.z.numel() for layer in self.layers), default=1) + entries, dtype)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = True) -> Frozen:
+    """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients.
+
+    `compared` as in `evaluation.evaluate`.
+    """
+    x = x.detach().clone()
+    tape = Tape(torch.float64)
+    layers = evaluate(model, x, Noted(tape), dtype, compared=compared)
+    tape.finished = True
+    return Frozen(x, layers, tape, tangent_dtype(model, x))
+
+
+class Backward:
+    """The network's derivatives along one direction [B, ...], in the dtype of that, and gradients of chosen neurons.
+
+    A tangent is linear in the direction, so its derivative by the direction is the neuron's gradient, whatever the
+    direction: the backward passes run through the frozen pattern and need no graph of the values.
+    """
+
+    def __init__(self, frozen: Frozen, direction: Tensor) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self.direction = direction.clone().unsqueeze(0).requires_grad_()
+            self.tangents = [tangents[0] for tangents in frozen.along(Directions(self.direction))]
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def gradient(self, layer: Tensor, neuron: Tensor) -> Tensor:
+        """[B, ...]: for each sample the gradient of its neuron `neuron` [B] in layer `layer` [B], none where -1."""
+        total = self.direction.sum() * 0
+        for index in layer.unique().tolist():
+            rows = (layer == index).nonzero().squeeze(1)
+            if index >= 0:
+                total = total + self.tangents[index][rows, neuron[rows]].sum()
+        with full_precision, torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
+            return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]

@@ -1,0 +1,181 @@
+"""The l_p margin: how far every input can move before the network's linear piece changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast import cost, norms
+from llr_fast.certificates import bounds, evaluation, search
+from llr_fast.certificates.bounds import Probe
+from llr_fast.certificates.frozen import Frozen, freeze
+from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
+from llr_fast.linearized.gram import Gram
+from llr_fast.linearized.torch_modes import as_written
+
+METHODS = ("exact", "search", "auto")
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The margins of a batch of B samples; see `margin`.
+
+    Attributes:
+        value: [B], the margin; +inf where no neuron bounds the region.
+        layer: [B], index into `layer_names` of the neuron that bounds the region; -1 where none does.
+        neuron: [B], flat index of that neuron among those of its layer; -1 where there is none.
+        offset: [B], that neuron's value minus its nearest kink.
+        gradient: [B, *x.shape[1:]] float64, gradient of that neuron with respect to x; zero where there is none.
+        layer_names: path of the module and name of the function, for each call of a piecewise-linear function.
+        exact: [B] bool; False where a probability of failure remains (method "search").
+        p: the norm.
+    """
+
+    value: Tensor
+    layer: Tensor
+    neuron: Tensor
+    offset: Tensor
+    gradient: Tensor
+    layer_names: list[str]
+    exact: Tensor
+    p: float
+
+    def boundary_point(self, x: Tensor) -> Tensor:
+        """The point nearest to `x` in l_p on the boundary of its linear region.
+
+        Args:
+            x: [B, ...], the points that the margins belong to.
+
+        Returns:
+            [B, ...] in the dtype of the margins; NaN where the margin is infinite.
+
+        Example:
+            >>> import torch, llr_fast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+            >>> x = torch.randn(5, 2)
+            >>> margin = llr_fast.margin(model, x, p=1)
+            >>> distance = (margin.boundary_point(x) - x).abs().sum(1)
+            >>> torch.allclose(distance, margin.value)
+            True
+        """
+        check_tensor("x", x)
+        if x.shape != self.gradient.shape:
+            raise ValueError(f"x: expected the shape of the batch, {tuple(self.gradient.shape)}, got {tuple(x.shape)}")
+        gradient = self.gradient.flatten(1)
+        norm = norms.norm(gradient, norms.dual(self.p))[:, None]
+        unit = gradient / norm
+        if self.p == math.inf:
+            step = gradient.sign()
+        elif self.p == 2:
+            step = unit
+        else:
+            steepest = unit.abs().argmax(1, keepdim=True)
+            step = torch.zeros_like(unit).scatter(1, steepest, unit.gather(1, steepest).sign())
+        step = (step / norm).to(self.value.dtype)
+        moved = x.flatten(1) - self.offset[:, None] * step
+        return moved.masked_fill(self.value.isinf()[:, None], math.nan).view(x.shape)
+
+
+@as_written
+def margin(
+    model: nn.Module,
+    x: Tensor,
+    p: float = 2,
+    *,
+    method: str = "auto",
+    failure_probability: float = 1e-10,
+    dtype: torch.dtype = torch.float64,
+    generator: torch.Generator | None = None,
+) -> Margin:
+    """The l_p margin of every sample: the radius of the largest l_p ball around it on which `model` is affine.
+
+    eps_p(x) = min over hidden neurons of |z - nearest kink| / ||grad_x z||_q with 1/p + 1/q = 1 (Eq. 3 of Lee et al.,
+    2019, in closed form). The model is run as it is and is not changed.
+
+    What is certified is the network with its weights as they are, computed in float64. Constants that it makes of its
+    weights, as weight normalisation does, it makes in its own dtype: the rounded ones are certified. The model has to
+    be a function of x: one that draws random numbers or keeps a state is refused, for one more forward pass.
+
+    Args:
+        model: a piecewise-linear network in evaluation mode.
+        x: [B, ...], finite; any shape of sample.
+        p: 1, 2 or inf.
+        method: "exact" computes the gradient norms of all neurons, from Gram matrices for p = 2 and chains of dense
+            layers, else from all input axes. "search" bounds all norms from 14 to 28 random directions and computes
+            exactly those that can decide the minimum; the result is the exact margin but with probability
+            `failure_probability` per sample. "auto" takes the cheaper one.
+        failure_probability: of the search, for each sample.
+        dtype: of the values that decide on which side of a kink a point is; gradients have float64.
+        generator: of the search's random directions.
+
+    Raises:
+        NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
+        ValueError: unknown p or method, empty or non-finite x, a layer in training mode, samples that mix, a model that
+            is no function of x, values or gradients beyond float64.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1))
+        >>> _ = torch.nn.init.constant_(model[0].weight, 2.0), torch.nn.init.constant_(model[0].bias, -1.0)
+        >>> llr_fast.margin(model, torch.tensor([[2.0]])).value  # |2 * 2 - 1| / 2
+        tensor([1.5000], dtype=torch.float64)
+    """
+    p = check_choice("p", p, norms.NORMS)
+    check_choice("method", method, METHODS)
+    failure_probability = check_range("failure_probability", failure_probability, 1e-300, 0.5)
+    check_generator(generator)
+    evaluation.check(model, x, dtype)
+    parts = [
+        _of_part(model, part, p, method, failure_probability, dtype, generator)
+        for part in x.split(evaluation.samples_at_once(model, x, dtype))
+    ]
+    names = ("value", "layer", "neuron", "offset", "gradient", "exact")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Margin(**joined, layer_names=parts[0].layer_names, p=p)
+
+
+def _of_part(
+    model: nn.Module,
+    x: Tensor,
+    p: float,
+    method: str,
+    failure_probability: float,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> Margin:
+    frozen, q = freeze(model, x, dtype), norms.dual(p)
+    if not frozen.layers:
+        return _unbounded(x, p, dtype)
+    gram = frozen.chain() if p == 2 and method != "search" else None
+    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, gram))
+    if exact:
+        probe = Probe.fixed(frozen)
+        upper = bounds.exact_norms(frozen, probe, q, None) if gram is None else bounds.by_gram(gram, probe)
+        probe = Probe(probe.fine, None)  # few candidates are left
+    else:
+        probe = Probe.random(frozen, q, generator)
+        upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
+    found = search.nearest(model, frozen, upper, probe, q)
+    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
+    sure = torch.full_like(found.value, exact, dtype=torch.bool)
+    names = [layer.name for layer in frozen.layers]
+    return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+
+
+def _exact_is_cheaper(frozen: Frozen, gram: Gram | None) -> bool:
+    axes = frozen.x[0].numel()
+    if axes <= cost.SEARCH_PASSES or axes * sum(layer.z.numel() for layer in frozen.layers) <= cost.FEW_DERIVATIVES:
+        return True
+    return gram is not None and cost.gram(gram.weights) <= cost.SEARCH_PASSES * cost.forward(gram.weights)
+
+
+def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:
+    """The margins of a network without hidden neurons."""
+    infinite = torch.full_like(x.flatten(1)[:, 0], math.inf, dtype=dtype)
+    none = torch.full_like(infinite, -1, dtype=torch.long)
+    sure = torch.ones_like(none, dtype=torch.bool)
+    gradient = torch.zeros_like(x, dtype=torch.float64)
+    return Margin(infinite, none, none, torch.zeros_like(infinite), gradient, [], sure, p)

@@ -1,0 +1,1 @@
+"""One evaluation of a network on tensors that carry what is known of their derivatives."""

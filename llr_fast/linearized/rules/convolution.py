@@ -1,0 +1,120 @@
+"""Affine functions of whole samples: convolution, normalisation by fixed statistics, averages, resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearized.rules.affine import constants, require_constant
+from llr_fast.linearized.table import function_name, refuse, rule
+from llr_fast.linearized.tensor import LinearizedTensor
+from llr_fast.linearized.torch_modes import like
+
+
+def spatial_rank(function: Any) -> int:
+    return int(next(c for c in reversed(function_name(function)) if c.isdigit()))
+
+
+def require_batch(function: Any, x: LinearizedTensor) -> None:
+    rank = spatial_rank(function)
+    if x.value.dim() != rank + 2:
+        raise refuse(x, function, f"expected a tensor of {rank + 2} axes, got shape {tuple(x.value.shape)}")
+    x.samples.kept(range(1, rank + 2), function_name(function))
+
+
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _convolve(
+    function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> LinearizedTensor:
+    require_constant(function, weight, bias)
+    require_batch(function, x)
+    (w, b), (for_tangents, _) = constants(x, weight, bias)
+    value = function(x.value, w, b, *args, **kwargs)
+
+    def convolve(t: Tensor, weight: Tensor) -> Tensor:
+        return function(t, like(weight, t), None, *args, **kwargs)
+
+    if "transpose" in function_name(function):  # its weight has the output channels elsewhere
+        return x.replaced(value, x.linearization.batched(lambda t: convolve(t, for_tangents)))
+    return x.replaced(value, x.linearization.convolved(convolve, for_tangents))
+
+
+@rule(
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+)
+def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    require_batch(function, x)
+    value = function(x.value, *args, **kwargs)
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+
+
+@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
+def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    x.samples.kept(range(1, x.value.dim()), function_name(function))
+    if function is Tensor.unfold:
+        raise refuse(x, function, "use torch.nn.functional.unfold")
+    value = function(x.value, *args, **kwargs)
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+
+
+@rule("batch_norm", updates=True)
+def _batch_norm(
+    function: Any,
+    x: LinearizedTensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> LinearizedTensor:
+    """With fixed statistics; in training, those of the batch count as constants of the step."""
+    require_constant(function, running_mean, running_var, weight, bias)
+    if training and x.evaluation.certificate:
+        raise ValueError(
+            f"batch_norm in module {x.evaluation.module_path()!r} is in training mode, where samples influence each "
+            "other; certificates need model.eval()"
+        )
+    x.samples.kept((1,), "batch_norm")
+    weight, bias = x.evaluation.owned((weight, bias))
+    if training:
+        if x.evaluation.finished and running_mean is not None and running_var is not None:
+            running_mean, running_var = running_mean.clone(), running_var.clone()
+        if x.value.numel() == x.value.size(1):
+            raise ValueError(
+                f"batch_norm in module {x.evaluation.module_path()!r}: expected more than one value for each channel "
+                f"in training mode, got shape {tuple(x.value.shape)}"
+            )
+        value, _, factor = torch.native_batch_norm(
+            x.value, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+    else:
+        running_mean, running_var = x.evaluation.owned((running_mean, running_var))
+        (mean, running, scale, shift), _ = constants(x, running_mean, running_var, weight, bias)
+        value = F.batch_norm(x.value, mean, running, scale, shift, False, momentum, eps)
+        variance = running_var if running_var is not None else torch.ones_like(x.value[0, :, 0])
+        factor = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, x.linearization.dtype)) + eps)
+    factor = factor if weight is None else factor * weight
+    _, (factor,) = constants(x, factor)
+    return x.replaced(value, x.linearization.scaled(factor, value.shape))
+
+
+@rule(torch.batch_norm, updates=True)
+def _batch_norm_of_torch(
+    function: Any,
+    x: LinearizedTensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> LinearizedTensor:
+    return _batch_norm(function, x, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -1,0 +1,204 @@
+"""Piecewise-linear functions: they report their neurons and multiply the linearization by the slope of the piece."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llr_fast.linearized.rules.affine import pointwise, require_constant
+from llr_fast.linearized.table import function_name, refuse, rule
+from llr_fast.linearized.tensor import LinearizedTensor, identity
+
+
+def activate(
+    x: LinearizedTensor,
+    name: str,
+    value: Tensor,
+    kinks: tuple[float, ...],
+    slopes: tuple[Any, ...],
+    shifts: bool = False,
+) -> LinearizedTensor:
+    """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
+
+    A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte;
+    what passes is rounded if the function `shifts` it.
+    """
+    if not x.value.numel():
+        return x.replaced(value, x.linearization)
+    above = [x.value > kink for kink in kinks]
+    piece = x.value.new_empty(0, dtype=torch.int16)
+    if x.evaluation.certificate:
+        piece = above[0] if len(above) == 1 else sum(above, torch.zeros_like(x.value, dtype=torch.int16))
+    linearization = x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes))
+    return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
+
+
+def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) -> Tensor:
+    """[*x.shape]: of the piece that each entry is on, in the dtype of the linearization or as a mask."""
+    is_mask = _is_mask(slopes)
+    if is_mask and slopes == (0, 1):
+        return above[0]
+    like: dict[str, Any] = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
+    slope = torch.zeros(x.value.shape, **like) + torch.as_tensor(slopes[0], **like)
+    for beyond, after in zip(above, slopes[1:], strict=True):
+        slope = torch.where(beyond, torch.as_tensor(after, **like), slope)
+    return slope
+
+
+def _is_mask(slopes: tuple[Any, ...]) -> bool:
+    return not any(isinstance(slope, Tensor) or slope not in (0, 1) for slope in slopes)
+
+
+@rule("relu", inplace=True)
+def _relu(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "relu", torch.relu(x.value), (0.0,), (0.0, 1.0))
+
+
+@rule("leaky_relu", inplace=True)
+def _leaky_relu(
+    function: Any, x: LinearizedTensor, negative_slope: float = 0.01, inplace: bool = False
+) -> LinearizedTensor:
+    return activate(x, "leaky_relu", F.leaky_relu(x.value, negative_slope), (0.0,), (negative_slope, 1.0))
+
+
+@rule("rrelu", inplace=True)
+def _rrelu(
+    function: Any,
+    x: LinearizedTensor,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> LinearizedTensor:
+    if training:
+        raise ValueError(
+            f"rrelu in module {x.evaluation.module_path()!r} draws random slopes in training mode; call model.eval()"
+        )
+    return _leaky_relu(function, x, (lower + upper) / 2)
+
+
+@rule("prelu")
+def _prelu(function: Any, x: LinearizedTensor, weight: Tensor) -> LinearizedTensor:
+    require_constant(function, weight)
+    keep = x.evaluation.constant
+    value = F.prelu(x.value, keep(weight, x.value.dtype))
+    slope = keep(weight, x.linearization.dtype)
+    if slope.numel() > 1:
+        slope = slope.view(-1, *[1] * (x.value.dim() - 2))
+    return activate(x, "prelu", value, (0.0,), (slope, 1.0))
+
+
+@rule("relu6", inplace=True)
+def _relu6(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "relu6", F.relu6(x.value), (0.0, 6.0), (0.0, 1.0, 0.0))
+
+
+@rule("hardtanh", inplace=True)
+def _hardtanh(
+    function: Any, x: LinearizedTensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> LinearizedTensor:
+    return _clamp(function, x, min_val, max_val)
+
+
+@rule("clamp", "clip", inplace=True)
+def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None) -> Any:
+    min, max = _as_number(min), _as_number(max)
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raised = x if min is None else torch.maximum(x, torch.as_tensor(min, device=x.value.device))
+        return raised if max is None else torch.minimum(raised, torch.as_tensor(max, device=x.value.device))
+    lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
+    bounded = [(kink, after) for kink, after in ((lower, 1.0), (upper, 0.0)) if math.isfinite(kink)]
+    slopes = (1.0 if lower == -math.inf else 0.0, *(after for _, after in bounded))
+    kinks, value = tuple(float(kink) for kink, _ in bounded), torch.clamp(x.value, min, max)
+    if not kinks:
+        return pointwise(x, value, identity if slopes == (1.0,) else torch.zeros_like)
+    return activate(x, function_name(function).rstrip("_"), value, kinks, slopes)
+
+
+def _as_number(bound: Any) -> Any:
+    """A constant of no axes is one number, and makes one neuron of two kinks with the other bound."""
+    constant = isinstance(bound, Tensor) and not isinstance(bound, LinearizedTensor) and not bound.requires_grad
+    return bound.item() if constant and bound.dim() == 0 else bound
+
+
+@rule("clamp_min", inplace=True)
+def _clamp_min(function: Any, x: LinearizedTensor, min: Any) -> LinearizedTensor:
+    return _clamp(torch.clamp, x, min=min)
+
+
+@rule("clamp_max", inplace=True)
+def _clamp_max(function: Any, x: LinearizedTensor, max: Any) -> LinearizedTensor:
+    return _clamp(torch.clamp, x, max=max)
+
+
+@rule("threshold", "_threshold", inplace=True)
+def _threshold(
+    function: Any, x: LinearizedTensor, threshold: float, value: float, inplace: bool = False
+) -> LinearizedTensor:
+    passed = F.threshold(x.value, threshold, value)
+    if math.isinf(threshold):
+        return pointwise(x, passed, identity if threshold < 0 else torch.zeros_like)
+    return activate(x, "threshold", passed, (float(threshold),), (0.0, 1.0))
+
+
+@rule("abs", "absolute", "__abs__", inplace=True)
+def _abs(function: Any, x: LinearizedTensor) -> LinearizedTensor:
+    return activate(x, "abs", x.value.abs(), (0.0,), (-1.0, 1.0))
+
+
+@rule("hardsigmoid")
+def _hardsigmoid(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
+    return activate(x, "hardsigmoid", F.hardsigmoid(x.value), (-3.0, 3.0), (0.0, 1 / 6, 0.0))
+
+
+@rule("hardshrink")
+def _hardshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
+    return activate(x, "hardshrink", F.hardshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0))
+
+
+@rule("softshrink")
+def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
+    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0), shifts=True)
+
+
+@rule("maximum", "minimum", "fmax", "fmin")
+def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
+    """The neuron is a - b; of the two one passes as it is, so that a and b that are the same neuron differ by 0."""
+    difference, name, larger = input - other, function_name(function), "max" in function.__name__
+    a, b = (t.value if isinstance(t, LinearizedTensor) else t.to(difference.value.dtype) for t in (input, other))
+    fixed = _never_passes(input, a, larger) | _never_passes(other, b, larger)
+    fixed_somewhere = bool(fixed.any())
+    if fixed_somewhere:  # there the neuron is dead
+        largest = torch.finfo(difference.value.dtype).max
+        value = difference.value.masked_fill(fixed & (a > b), largest).masked_fill(fixed & ~(a > b), -largest)
+        cut = difference.linearization.pointwise(lambda t: torch.where(fixed, 0.0, t), value.shape)
+        difference = difference.replaced(value, cut)
+    passes = (difference.value > 0) == larger  # of a, else of b
+    value = function(a, b)
+    activated = activate(difference, name, value, (0.0,), (0.0, 1.0) if larger else (1.0, 0.0))
+    if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
+        chosen = input.linearization.pointwise(lambda s, t: torch.where(passes, s, t), value.shape, other.linearization)
+    elif isinstance(other, LinearizedTensor):
+        chosen = other.linearization.pointwise(lambda t: torch.where(passes, 0.0, t), value.shape)
+    elif fixed_somewhere:
+        chosen = input.linearization.pointwise(lambda t: torch.where(passes, t, 0.0), value.shape)
+    else:
+        return activated
+    return difference.replaced(value, chosen, exact=True)
+
+
+def _never_passes(operand: Any, value: Tensor, larger: bool) -> Tensor:
+    """Where the operand is an infinite constant: -inf in a maximum and inf in a minimum are, whatever it is."""
+    return value == (-math.inf if larger else math.inf) if isinstance(operand, LinearizedTensor) else value.isinf()
+
+
+@rule("max", "min")
+def _max_of_two(function: Any, a: Any, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        x = a if isinstance(a, LinearizedTensor) else args[0]
+        raise refuse(x, function, "only the maximum or minimum of two tensors is supported; use a max-pooling")
+    return _larger_or_smaller(torch.maximum if "max" in function_name(function) else torch.minimum, a, args[0])

@@ -1,0 +1,1 @@
+"""Losses that enlarge linear regions."""

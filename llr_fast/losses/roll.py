@@ -1,0 +1,214 @@
+"""Losses that enlarge linear regions: modules that wrap the model and return its output and a penalty."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llr_fast import cost, norms
+from llr_fast.certificates.agreement import model_dtype
+from llr_fast.certificates.margin import margin
+from llr_fast.checks import (
+    check_choice,
+    check_count,
+    check_generator,
+    check_input,
+    check_model,
+    check_not_distributed,
+    check_range,
+)
+from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.tensor import Evaluation
+from llr_fast.linearized.torch_modes import as_written
+from llr_fast.losses import estimators
+from llr_fast.losses.estimators import Step, Terms
+from llr_fast.ops.common.arguments import accumulation_dtype
+
+ESTIMATORS = ("exact", "rademacher", "axis", "auto")
+
+
+class ROLLLoss(nn.Module):
+    """RObust Local Linearity (Eq. 9 of Lee et al., 2019), around any piecewise-linear model.
+
+    penalty = lam * mean over the batch of the mean over the top `gamma` percent of the hidden neurons of
+    ||grad_x z||_2^2 + C max(0, 1 - |z - nearest kink|)
+
+    Args:
+        model: a piecewise-linear network; its forward takes x [B, ...].
+        lam: weight of the penalty.
+        C: weight of the hinge.
+        gamma: percent of the neurons of each sample, from 0 (the single top neuron, Eq. 7) to 100 (all of them).
+        estimator: of the squared gradient norms. "exact" uses Gram matrices where the model is a chain of dense
+            layers and they cost less than all input axes, which it uses elsewhere; "rademacher" uses random signs in
+            every direction, "axis" random input axes (Eq. 10): both are unbiased for gamma = 100. "auto" takes "exact"
+            where that costs no more than 16 forward passes for each sample asked for, else "rademacher".
+        samples: directions for each sample of the batch.
+        generator: of the random directions, on the device of x.
+
+    Raises:
+        ValueError: for an option outside its range.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> roll = llr_fast.ROLLLoss(model, lam=0.1, estimator="rademacher")
+        >>> output, penalty = roll(torch.randn(5, 4))
+        >>> loss = torch.nn.functional.cross_entropy(output, torch.zeros(5, dtype=torch.long)) + penalty
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lam: float = 1.0,
+        C: float = 1.0,
+        gamma: float = 100.0,
+        estimator: str = "auto",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        check_generator(generator)
+        self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
+        self.lam, self.C, self.gamma = lam, C, gamma
+        self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
+        self._check_schedule()
+
+    @as_written
+    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
+        """The model's output and the penalty, a scalar already times lam and averaged over the batch.
+
+        Args:
+            x: [B, ...], on the model's device.
+
+        Raises:
+            NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
+            ValueError: an empty batch, a wrong dtype or device, more axes than x has.
+        """
+        self._check_schedule()  # options may change between steps
+        check_not_distributed(self.model)
+        check_input(self.model, x)
+        total, sampled = self.gamma == 100, self._sampled()
+        if total and sampled:
+            output, layers = estimators.along(self.model, x, *self._draw(x, sampled))
+            return output, self.lam * self._mean(layers, [layer.squares for layer in layers])
+        step = Step(self.model, x, total)
+        if self.estimator == "auto":
+            self._exact_passes = step.exact_passes
+            sampled = self._sampled()
+        squares = self._squares(step, sampled)
+        if total:
+            return step.output, self.lam * self._mean(step.layers, squares)
+        hinge = self.C * torch.cat([layer.hinge for layer in step.layers], 1)
+        chosen = self._chosen(step, sampled, squares, hinge)
+        return step.output, self.lam * (torch.cat(squares, 1) + hinge).gather(1, chosen).mean()
+
+    def extra_repr(self) -> str:
+        return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
+
+    def _sampled(self) -> str | None:
+        """The sampled estimator to use; None for the exact norms, and for "auto" until a step has told their cost."""
+        if self.estimator != "auto":
+            return self.estimator if self.estimator in estimators.SAMPLED else None
+        affordable = cost.AFFORDABLE_PASSES * self.samples
+        return "rademacher" if self._exact_passes is not None and self._exact_passes > affordable else None
+
+    def _squares(self, step: Step, sampled: str | None) -> list[Tensor]:
+        return step.exact() if sampled is None else step.along(*self._draw(step.x, sampled))
+
+    def _draw(self, x: Tensor, sampled: str) -> tuple[Directions, float]:
+        """Random directions, and what to multiply sums over them by."""
+        return estimators.SAMPLED[sampled](x, self.samples, self.generator)
+
+    def _mean(self, layers: list[Terms], squares: list[Tensor]) -> Tensor:
+        """Of the brackets of all neurons."""
+        total = _total(squares) + self.C * _total([layer.hinge for layer in layers])
+        return total / sum(layer.neurons for layer in layers)
+
+    @torch.no_grad()
+    def _chosen(self, step: Step, sampled: str | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
+        """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
+        if sampled is not None:
+            squares = self._squares(step, sampled)
+        brackets = torch.cat(squares, 1) + hinge
+        count = max(1, math.ceil(brackets.size(1) * self.gamma / 100))
+        return brackets.topk(count, dim=1).indices
+
+    def _check_schedule(self) -> None:
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        self.samples = check_count("samples", self.samples)
+        self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
+        self.gamma = check_range("gamma", self.gamma, 0, 100)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The same number; its gradient has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, penalty: Tensor) -> Tensor:
+        return penalty.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "MarginLoss: create_graph=True is not supported, because its direction counts as a constant; "
+                "ROLLLoss can be differentiated twice"
+            )
+        return gradient
+
+
+class MarginLoss(nn.Module):
+    """Distance regularisation (Eq. 4 of Lee et al., 2019): penalty = -lam * mean over the batch of eps_2(x).
+
+    The margin is found without a graph; then one direction, the unit gradient u of the neuron that bounds the region,
+    gives ||grad z||_2 = <grad z, u> with its derivative by the parameters, so no double backward is needed. All of this
+    is computed in float64, and the output by the model as it is. Samples whose margin is infinite contribute nothing.
+
+    Args:
+        model: a piecewise-linear network without layers in training mode; its forward takes x [B, ...].
+        lam: weight of the penalty.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> output, penalty = llr_fast.MarginLoss(model, lam=0.1)(torch.randn(5, 4))
+        >>> penalty.backward()
+    """
+
+    def __init__(self, model: nn.Module, *, lam: float = 1.0) -> None:
+        super().__init__()
+        check_model(model)
+        self.model, self.lam = model, check_range("lam", lam, 0)
+
+    @as_written
+    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
+        """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
+        self.lam = check_range("lam", self.lam, 0)
+        check_not_distributed(self.model)
+        check_input(self.model, x)
+        found = margin(self.model, x)
+        length = norms.norm(found.gradient, 2).view(-1, *[1] * (x.dim() - 1))
+        unit = (found.gradient / length).masked_fill(length == 0, 0)
+        evaluation = Evaluation(self.model, declared=model_dtype(self.model, x))
+        with torch.autocast(x.device.type, enabled=False):
+            layers = estimators.evaluate(x.double(), Directions(unit.unsqueeze(0)), evaluation)[1]
+        bounded = []
+        for index, layer in enumerate(layers):
+            rows = (found.layer == index).nonzero().squeeze(1)
+            at = rows, found.neuron[rows]
+            bounded.append(layer.distance[at] / layer.statistic[0][at])
+        penalty = -self.lam * torch.cat(bounded).sum() / x.size(0)
+        return self.model(x.clone()), _FirstOrder.apply(penalty.to(accumulation_dtype(x.dtype)))
+
+    def extra_repr(self) -> str:
+        return f"lam={self.lam}"
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.sum() for part in parts]).sum()

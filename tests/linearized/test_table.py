@@ -1,0 +1,449 @@
+"""Every function that has a rule: what is found of a batch is what is found of its samples one by one.
+
+A batch is refused where a function mixes samples, and its example says so. A new rule needs an example here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import llr_fast
+from llr_fast.linearized.table import TABLE, function_name
+
+DTYPE = torch.float64
+GENERATOR = torch.Generator().manual_seed(0)
+REFUSED = (llr_fast.NotPiecewiseLinearError, ValueError)  # a MixedSamplesError is a ValueError
+B = 3
+
+
+def const(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR, dtype=DTYPE)
+
+
+@dataclass
+class Example:
+    """`call(function, y, each)` for y [B, *shape]; `each` takes the rows of y from constants of all samples."""
+
+    call: Callable[[Any, Tensor, Callable[[Tensor], Tensor]], Any]
+    shape: tuple = (2, 3)
+    refused: bool = False
+    in_training: bool = True  # where it is refused: whether losses refuse it too
+    only: tuple = ()  # these functions of the name
+    autograd: bool = True  # whether it differentiates what the function computes
+
+
+V, M, SIGNAL, IMAGE, VOLUME = (4,), (2, 3), (2, 6), (2, 4, 4), (2, 2, 3, 2)
+C, C3, CV, C32, C43, CB = const(2, 3), const(3), const(4), const(3, 2), const(4, 3), const(B, 2, 3)
+CONDITION, BYTES, MASKS = C > 0, (C > 0).to(torch.uint8), CB > 0
+INDEX, INDICES = torch.tensor([[1, 0, 1, 2]]), torch.tensor([[0, 2, 1], [2, 2, 0], [1, 0, 2]])
+PICK, TWICE = torch.tensor([2, 0]), torch.tensor([1, 2, 2])
+W1, W2, W3 = const(3, 2, 3), const(3, 2, 2, 2), const(2, 2, 1, 2, 1)
+
+
+def example(call: Callable, shape: tuple = M, **options: Any) -> Example:
+    return Example(lambda f, y, each: call(f, y), shape, **options)
+
+
+def each_sample(call: Callable, shape: tuple = M, **options: Any) -> Example:
+    return Example(call, shape, **options)
+
+
+def same(*names: str, examples: list[Example]) -> dict[str, list[Example]]:
+    return dict.fromkeys(names, examples)
+
+
+ALONE = [example(lambda f, y: f(y))]
+WITH_CONSTANTS = [
+    example(lambda f, y: f(y, C)),
+    example(lambda f, y: f(y, 0.75)),
+    each_sample(lambda f, y, each: f(y, each(CB))),
+]
+TWO = [
+    *WITH_CONSTANTS,
+    example(lambda f, y: f(y, y.flip(2) * 0.5)),
+    example(lambda f, y: f(y, y[:, :1] * 0.5)),
+    example(lambda f, y: f(y.transpose(0, 1), y.transpose(0, 1).flip(0) * 2)),
+]
+MIXES = {"refused": True}
+ROUNDS = {"refused": True, "in_training": False}
+PRODUCTS = [
+    example(lambda f, y: f(y, C32)),
+    example(lambda f, y: f(y, C3)),
+    each_sample(lambda f, y, each: f(y, each(CB).mT)),
+    example(lambda f, y: f(y.permute(1, 0, 2), C32)),
+]
+WINDOWS = {
+    1: [example(lambda f, y: f(y, 2), SIGNAL), example(lambda f, y: f(y, 3, 2, 1), SIGNAL)],
+    2: [example(lambda f, y: f(y, 2), IMAGE), example(lambda f, y: f(y, (3, 2), 2, 1), IMAGE)],
+    3: [example(lambda f, y: f(y, (1, 2, 2)), VOLUME), example(lambda f, y: f(y, 2, 1, 1), VOLUME)],
+}
+SHAPES = {1: SIGNAL, 2: IMAGE, 3: VOLUME}
+SIZES = {1: 4, 2: (3, 2), 3: (1, 2, 2)}
+WEIGHTS = {1: W1, 2: W2, 3: W3}
+WITH_PLACES = (torch.adaptive_max_pool1d, torch._C._nn.adaptive_max_pool2d, torch._C._nn.adaptive_max_pool3d)
+TRANSPOSED = {1: const(2, 3, 3), 2: const(2, 2, 2, 2), 3: const(2, 2, 1, 2, 1)}
+
+EXAMPLES: dict[str, list[Example]] = {
+    # sums and products
+    **same("add", "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "rsub", examples=TWO),
+    **same("add_", "__iadd__", "sub_", "subtract_", "__isub__", examples=[*WITH_CONSTANTS, TWO[3], TWO[4]]),
+    **same("mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide", examples=WITH_CONSTANTS),
+    **same("__truediv__", "__div__", "mul_", "multiply_", "__imul__", "div_", "divide_", examples=WITH_CONSTANTS),
+    **same("true_divide_", "__idiv__", examples=WITH_CONSTANTS),
+    **same("neg", "negative", "neg_", "negative_", "positive", "clone", examples=ALONE),
+    "contiguous": ALONE,
+    "detach": [example(lambda f, y: f(y), autograd=False)],
+    "where": [
+        *[example(lambda f, y: f(CONDITION, y, 2 * y), only=(torch.where,))],
+        *[example(lambda f, y: f(BYTES, C, y), only=(torch.where,))],
+        *[each_sample(lambda f, y, each: f(each(MASKS), y, each(CB)), only=(torch.where,))],
+        *[each_sample(lambda f, y, each: f(each(MASKS), 0.5, y), only=(torch.where,))],
+        *[example(lambda f, y: f(y, CONDITION, 2 * y), only=(Tensor.where,))],
+        *[each_sample(lambda f, y, each: f(y, each(MASKS), each(CB)), only=(Tensor.where,))],
+    ],
+    **same(
+        *("masked_fill", "masked_fill_"),
+        examples=[
+            example(lambda f, y: f(y, CONDITION, -2.0)),
+            each_sample(lambda f, y, each: f(y, each(MASKS), 0.5)),
+        ],
+    ),
+    **same(
+        *("dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"),
+        examples=[example(lambda f, y: f(y, 0.5, False))],
+    ),
+    **{f"dropout{n}d": [example(lambda f, y: f(y, 0.5, False), SHAPES[n])] for n in SHAPES},
+    "linear": [
+        example(lambda f, y: f(y, C43, CV)),
+        example(lambda f, y: f(y.transpose(0, 1), C43)),
+        example(lambda f, y: f(y.T, const(2, len(y))), V, **MIXES),
+    ],
+    **same(*("matmul", "__matmul__"), examples=PRODUCTS),
+    "__rmatmul__": [
+        example(lambda f, y: f(y, C32)),
+        each_sample(lambda f, y, each: f(y, each(CB).mT)),
+    ],
+    "mm": [example(lambda f, y: f(y, C43), V), example(lambda f, y: f(const(2, len(y)), y), V, **MIXES)],
+    "bmm": [
+        each_sample(lambda f, y, each: f(y, each(CB).mT)),
+        each_sample(lambda f, y, each: f(each(CB).mT, y)),
+    ],
+    "mv": [example(lambda f, y: f(y, CV), V), example(lambda f, y: f(y.t(), const(len(y))), V, **MIXES)],
+    "addmm": [
+        example(lambda f, y: f(C3, y, C43), V),
+        example(lambda f, y: f(y, torch.ones(len(y), 2, dtype=DTYPE), C43.T[:2], beta=2, alpha=0.5), V),
+    ],
+    "addmv": [each_sample(lambda f, y, each: f(each(C3), y, CV), V)],
+    "baddbmm": [
+        each_sample(lambda f, y, each: f(C[:, :2], y, each(CB).mT)),
+        each_sample(lambda f, y, each: f(y, each(CB)[:, :, :2], C[:, :].expand(len(y), 2, 3), beta=0.5)),
+    ],
+    "einsum": [
+        example(lambda f, y: f("bij,jk->bik", y, C32)),
+        example(lambda f, y: f("bij->jbi", y)),
+        each_sample(lambda f, y, each: f("bij,bij->bi", y, each(CB))),
+        each_sample(lambda f, y, each: f("...ij,...kj->...ik", y, each(CB))),
+        example(lambda f, y: f("bij->ij", y), **MIXES),
+        example(lambda f, y: f("bij,cb->cij", y, const(2, len(y))), **MIXES),
+    ],
+    # convolutions, averages, resampling
+    **{f"conv{n}d": [example(lambda f, y, n=n: f(y, WEIGHTS[n], padding=1), SHAPES[n])] for n in SHAPES},
+    **{f"conv_transpose{n}d": [example(lambda f, y, n=n: f(y, TRANSPOSED[n]), SHAPES[n])] for n in SHAPES},
+    **{f"avg_pool{n}d": WINDOWS[n] for n in SHAPES},
+    **{f"adaptive_avg_pool{n}d": [example(lambda f, y, n=n: f(y, SIZES[n]), SHAPES[n])] for n in SHAPES},
+    "interpolate": [
+        example(lambda f, y: f(y, size=(3, 6), mode="bilinear"), IMAGE),
+        example(lambda f, y: f(y, scale_factor=2), SIGNAL),
+    ],
+    "upsample": [example(lambda f, y: f(y, scale_factor=2), (2, 2, 2))],
+    "pixel_shuffle": [example(lambda f, y: f(y, 2), (4, 2, 2)), example(lambda f, y: f(y, 2), (2, 4, 1, 2))],
+    "pixel_unshuffle": [example(lambda f, y: f(y, 2), (1, 4, 2))],
+    "channel_shuffle": [example(lambda f, y: f(y, 2), (4, 2, 1))],
+    "unfold": [
+        example(lambda f, y: f(y, 2), (2, 3, 2), only=(F.unfold,)),
+        example(lambda f, y: f(y, 2, 2, 1), only=(Tensor.unfold,), **MIXES),
+    ],
+    "fold": [example(lambda f, y: f(y, (3, 3), (2, 2)), (4, 4))],
+    "batch_norm": [
+        example(lambda f, y: f(y, C3[:2], C3[1:].square(), C3[:2], CV[:2]), SIGNAL, only=(F.batch_norm,)),
+        example(
+            lambda f, y: f(y, C3[:2], CV[:2], C3[1:], CV[2:].square(), False, 0.1, 1e-5, False),
+            SIGNAL,
+            only=(torch.batch_norm,),
+        ),
+        example(lambda f, y: f(y, C3[:1], C3[1:2].square()), (1,), only=(F.batch_norm,)),
+    ],
+    # piecewise-linear functions
+    **same("relu", "relu_", "relu6", "relu6_", "abs", "abs_", "absolute", "absolute_", examples=ALONE),
+    **same("hardsigmoid", "hardshrink", "softshrink", "leaky_relu", "leaky_relu_", examples=ALONE),
+    **same("rrelu", "rrelu_", examples=[example(lambda f, y: f(y, 0.25, 0.5, False))]),
+    "prelu": [example(lambda f, y: f(y, C3[:2])), example(lambda f, y: f(y, C3[:1]))],
+    **same("hardtanh", "hardtanh_", examples=[example(lambda f, y: f(y, -0.25, 0.5))]),
+    **same(
+        *("clamp", "clamp_", "clip", "clip_"),
+        examples=[
+            example(lambda f, y: f(y, -0.25, 0.5)),
+            example(lambda f, y: f(y, max=0.5)),
+            example(lambda f, y: f(y, C), autograd=False),
+            each_sample(lambda f, y, each: f(y, each(CB), each(CB) + 1), autograd=False),
+        ],
+    ),
+    **same(
+        *("clamp_min", "clamp_min_", "clamp_max", "clamp_max_"),
+        examples=[
+            example(lambda f, y: f(y, 0.25)),
+            each_sample(lambda f, y, each: f(y, each(CB)), autograd=False),
+        ],
+    ),
+    **same("threshold", "threshold_", "_threshold", examples=[example(lambda f, y: f(y, 0.25, -0.5))]),
+    **same("maximum", "minimum", "fmax", "fmin", "max", "min", examples=[TWO[0], *TWO[2:]]),
+    **{f"max_pool{n}d": WINDOWS[n] for n in SHAPES},
+    **{
+        f"adaptive_max_pool{n}d": [
+            example(lambda f, y, n=n: f(y, SIZES[n]), SHAPES[n], only=(getattr(F, f"adaptive_max_pool{n}d"),)),
+            # These return places too, which depend on the input.
+            example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], only=WITH_PLACES, **MIXES),
+        ]
+        for n in SHAPES
+    },
+    **{
+        f"adaptive_max_pool{n}d_with_indices": [example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], **MIXES)]
+        for n in SHAPES
+    },
+    # shapes
+    **same(
+        *("reshape", "view"),
+        examples=[
+            example(lambda f, y: f(y, (len(y), 6))),
+            example(lambda f, y: f(y, (-1, 3))),
+            example(lambda f, y: f(y, (-1,))),
+            example(lambda f, y: f(y.reshape(-1, 3), (len(y), 3, 2))),
+            example(lambda f, y: f(y, (2, -1)), (2, 2), **MIXES),
+        ],
+    ),
+    "flatten": [
+        example(lambda f, y: f(y)),
+        example(lambda f, y: f(y, 1)),
+        example(lambda f, y: f(y.permute(1, 0, 2), 0, 1)),
+        example(lambda f, y: f(y.permute(1, 2, 0))),
+    ],
+    "ravel": ALONE,
+    "unflatten": [
+        example(lambda f, y: f(y, 2, (3, 1))),
+        example(lambda f, y: f(y.flatten(0, 1), 0, (-1, 2))),
+        example(lambda f, y: f(y.transpose(0, 1).flatten(0, 1), 0, (2, -1))),
+    ],
+    "squeeze": [
+        example(lambda f, y: f(y, 1), (1, 3)),
+        example(lambda f, y: f(y), (1, 3)),
+        example(lambda f, y: f(y.transpose(0, 2)), (1, 3)),
+    ],
+    "unsqueeze": [example(lambda f, y: f(y, 0)), example(lambda f, y: f(y, -1))],
+    **same("view_as", "reshape_as", examples=[example(lambda f, y: f(y, torch.empty(len(y), 6)))]),
+    "expand_as": [example(lambda f, y: f(y, torch.empty(len(y), 2, 3)), (1, 3))],
+    "expand": [
+        example(lambda f, y: f(y, (len(y), 2, 3)), (1, 3)),
+        example(lambda f, y: f(y, (2, len(y), 2, 3))),
+    ],
+    "broadcast_to": [example(lambda f, y: f(y, (2, len(y), 2, 3)))],
+    "permute": [example(lambda f, y: f(y, (2, 0, 1))), example(lambda f, y: f(y, (0, 2, 1)))],
+    **same("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", examples=[
+        example(lambda f, y: f(y, 0, 1)),
+        example(lambda f, y: f(y, 1, 2)),
+        example(lambda f, y: f(y, -1, 0)),
+    ]),
+    **same("t", "T", examples=[example(lambda f, y: f(y), V)]),
+    **same("mT", "adjoint", examples=ALONE),
+    "select": [example(lambda f, y: f(y, 1, 1)), example(lambda f, y: f(y, 0, 0), **MIXES)],
+    "narrow": [example(lambda f, y: f(y, 2, 1, 2)), example(lambda f, y: f(y, 0, 0, 2), **MIXES)],
+    **same("chunk", "tensor_split", examples=[
+        example(lambda f, y: f(y, 2, 2)),
+        example(lambda f, y: f(y.transpose(0, 1), 2, 0)),
+        example(lambda f, y: f(y, 3), **MIXES),
+    ]),
+    "split": [
+        example(lambda f, y: f(y, 2, 2)),
+        example(lambda f, y: f(y, [1, 2], 2)),
+        example(lambda f, y: f(y, 1), **MIXES),
+    ],
+    "split_with_sizes": [example(lambda f, y: f(y, [1, 2], 2)), example(lambda f, y: f(y, [1, 2], 0), **MIXES)],
+    "unbind": [
+        example(lambda f, y: f(y, 1)),
+        example(lambda f, y: f(y.permute(2, 0, 1))),
+        example(lambda f, y: f(y), **MIXES),
+    ],
+    "diagonal": [example(lambda f, y: f(y, 0, 1, 2)), example(lambda f, y: f(y, 0, 0, 2), **MIXES)],
+    "index_select": [example(lambda f, y: f(y, 2, PICK)), example(lambda f, y: f(y, 0, PICK), **MIXES)],
+    "__getitem__": [
+        example(lambda f, y: f(y, (slice(None), 1))),
+        example(lambda f, y: f(y, (..., slice(1, None)))),
+        example(lambda f, y: f(y, (slice(None), None, 1, PICK))),
+        example(lambda f, y: f(y, (slice(None), C[:, 0] > -9, PICK))),
+        example(lambda f, y: f(y, (slice(None), CONDITION))),
+        example(lambda f, y: f(y.transpose(0, 1), 1)),
+        each_sample(lambda f, y, each: f(y, (torch.arange(len(y)), each(INDICES[:, 0]) // 2))),
+        each_sample(lambda f, y, each: f(y, (torch.arange(len(y))[:, None], 1, each(INDICES)))),
+        example(lambda f, y: f(y, 0), **MIXES),
+        example(lambda f, y: f(y, slice(1, None)), **MIXES),
+        example(lambda f, y: f(y, TWICE), **MIXES),
+        each_sample(lambda f, y, each: f(y, each(MASKS)), **MIXES),
+    ],
+    "take_along_dim": [
+        example(lambda f, y: f(y, INDEX[None], 2)),
+        each_sample(lambda f, y, each: f(y, each(INDICES)[:, None], 2)),
+        each_sample(lambda f, y, each: f(y, each(INDICES)[:, :, None] // 2, 1)),
+        example(lambda f, y: f(y, torch.tensor([0, 3])), **MIXES),
+        example(lambda f, y: f(y, torch.zeros(1, 2, 3, dtype=torch.long), 0), **MIXES),
+    ],
+    **same("repeat", "tile", examples=[
+        example(lambda f, y: f(y, (1, 2, 1))),
+        example(lambda f, y: f(y, (2, 1, 1))),
+        example(lambda f, y: f(y, (2, 1, 1, 2))),
+    ]),
+    "repeat_interleave": [
+        example(lambda f, y: f(y, 2, 1)),
+        example(lambda f, y: f(y, 2, 0)),
+        example(lambda f, y: f(y, torch.tensor([1, 0, 2]), 2)),
+        example(lambda f, y: f(y, 2)),
+        example(lambda f, y: f(y.transpose(0, 1), 2, 1)),
+        example(lambda f, y: f(y, torch.tensor([1, 2, 1]), 0), **MIXES),
+    ],
+    **same("sum", "mean", examples=[
+        example(lambda f, y: f(y, 1)),
+        example(lambda f, y: f(y, (1, 2), keepdim=True)),
+        example(lambda f, y: f(y.transpose(0, 1), 0)),
+        example(lambda f, y: f(y, 0), **MIXES),
+        example(lambda f, y: f(y), **MIXES),
+    ]),
+    "cumsum": [example(lambda f, y: f(y, 2)), example(lambda f, y: f(y, 0), **MIXES)],
+    "flip": [example(lambda f, y: f(y, (1, 2))), example(lambda f, y: f(y, (0,)), **MIXES)],
+    "fliplr": ALONE,
+    "flipud": [example(lambda f, y: f(y), **MIXES), example(lambda f, y: f(y.transpose(0, 1)))],
+    "roll": [
+        example(lambda f, y: f(y, 1, 2)),
+        example(lambda f, y: f(y, 1, 0), **MIXES),
+        example(lambda f, y: f(y, 1), **MIXES),
+    ],
+    "pad": [
+        example(lambda f, y: f(y, (1, 2))),
+        example(lambda f, y: f(y, (0, 1, 1, 0), "constant", 0.5)),
+        example(lambda f, y: f(y, (1, 2), "reflect")),
+        example(lambda f, y: f(y, (0, 0, 0, 0, 1, 0)), **MIXES),
+    ],
+    **same("cat", "concat", "concatenate", examples=[
+        example(lambda f, y: f([y, 2 * y], 1)),
+        each_sample(lambda f, y, each: f([y, each(CB)], 2)),
+        example(lambda f, y: f([y, 2 * y], 0)),
+        example(lambda f, y: f([y, C[None]], 0), **MIXES),
+    ]),
+    "stack": [example(lambda f, y: f([y, 2 * y], 1)), example(lambda f, y: f([y, 2 * y]))],
+    "hstack": [example(lambda f, y: f([y, 2 * y])), each_sample(lambda f, y, each: f([each(CB), y]))],
+    "vstack": [example(lambda f, y: f([y, 2 * y])), example(lambda f, y: f([y, C[None]]), **MIXES)],
+    # dtypes and devices
+    "to": [example(lambda f, y: f(y, DTYPE)), example(lambda f, y: f(y, torch.float16), **ROUNDS)],
+    "type": [example(lambda f, y: f(y, DTYPE))],
+    "type_as": [example(lambda f, y: f(y, C))],
+    **same("double", "cpu", examples=ALONE),
+    **same("float", "half", "bfloat16", examples=[example(lambda f, y: f(y), **ROUNDS)]),
+}  # fmt: skip
+NEEDS_GPU = {"cuda"}
+
+
+class Around(nn.Module):
+    """A dense layer and a kink, the function, and a kink for each of its entries."""
+
+    def __init__(self, function: Any, example: Example):
+        super().__init__()
+        self.function, self.example, self.rows = function, example, slice(None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.mix = nn.Linear(4, torch.Size(example.shape).numel()).double()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = F.leaky_relu(self.mix(x) - 0.2, -0.6).view(x.shape[0], *self.example.shape)
+        found = self.example.call(self.function, y, lambda constant: constant[self.rows])
+        return [(part - 0.1).abs() for part in (found if isinstance(found, (tuple, list)) else [found])]
+
+
+def functions() -> dict[str, list]:
+    """Those with rules, by name; the table also holds what is no function, such as dtypes of a function's name."""
+    found: dict[str, list] = {}
+    for function, rule in TABLE.items():
+        if not rule.query and callable(function) and hasattr(function, "__name__"):
+            found.setdefault(function_name(function), []).append(function)
+    return found
+
+
+def cases() -> list:
+    """All examples for the first function of a name, and for others, such as the method, the first one that fits."""
+    found = []
+    for name, variants in functions().items():
+        for i, function in enumerate(variants):
+            fitting = [e for e in EXAMPLES.get(name, []) if not e.only or function in e.only]
+            one_of_many = [e for e in fitting if not e.only][:1] or fitting
+            for k, e in enumerate(fitting if i == 0 or fitting[:1] != one_of_many else one_of_many):
+                found.append(pytest.param(function, e, id=f"{name}-{i}-{k}"))
+    return found
+
+
+def test_every_function_has_an_example():
+    missing = {
+        name
+        for name, variants in functions().items()
+        for function in variants
+        if not any(not e.only or function in e.only for e in EXAMPLES.get(name, []))
+    }
+    assert missing == NEEDS_GPU, "write examples of these functions here"
+
+
+def close(got: Tensor, want: Tensor):
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def inputs() -> Tensor:
+    return torch.randn(B, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+
+
+@pytest.mark.parametrize("function, example", cases())
+def test_batch_equals_its_samples(function, example):
+    model, x = Around(function, example), inputs()
+    if example.refused:
+        certificates = (llr_fast.margin, llr_fast.activation_pattern, llr_fast.gradient_norms)
+        for call in (*certificates, *([exact_penalty] if example.in_training else [])):
+            with pytest.raises(REFUSED):
+                call(model, x)
+        return
+    margins, patterns = llr_fast.margin(model, x).value, llr_fast.activation_pattern(model, x)
+    norms, penalty = llr_fast.gradient_norms(model, x), exact_penalty(model, x)
+    penalties = []
+    for b, sample in enumerate(x.split(1)):
+        model.rows = slice(b, b + 1)
+        close(margins[b : b + 1], llr_fast.margin(model, sample).value)
+        assert torch.equal(patterns[b], llr_fast.activation_pattern(model, sample)[0])
+        alone = llr_fast.gradient_norms(model, sample)
+        assert [layer.name for layer in alone] == [layer.name for layer in norms]
+        for layer, single in zip(norms, alone):
+            close(layer.distance[b], single.distance[0])
+            close(layer.norm[b], single.norm[0])
+        penalties.append(exact_penalty(model, sample))
+        if example.autograd:
+            check_by_oracle(model, sample, alone, penalties[-1])
+    close(penalty, torch.stack(penalties).mean())
+
+
+def exact_penalty(model: nn.Module, x: Tensor) -> Tensor:
+    return llr_fast.ROLLLoss(model, estimator="exact")(x)[1].detach()
+
+
+def check_by_oracle(model: nn.Module, sample: Tensor, found: list[llr_fast.Neurons], penalty: Tensor):
+    layers = oracle.neurons(model, sample, create_graph=True)
+    for layer, expected in zip(found, layers, strict=True):
+        close(layer.distance[0].sort().values, expected.distance.detach().sort().values)
+        close(layer.norm[0].sort().values, expected.norm(2).detach().sort().values)
+    close(penalty, oracle.roll_penalty_of([layers]).detach())
