@@ -5,8 +5,11 @@ import torch
 
 from benches import networks
 from benches.providers import OURS, REFERENCE, check_agreement, on_reference
-from llr_fast.ops import gram_linear, margin_reduce, masked_linear, tangent_activation
+from llr_fast.ops.gram_linear import gram_linear
 from llr_fast.ops.gram_norms import gram_norms
+from llr_fast.ops.margin_reduce import margin_reduce
+from llr_fast.ops.masked_linear import masked_linear
+from llr_fast.ops.tangent_activation import tangent_activation
 
 pytestmark = pytest.mark.timeout(600)
 

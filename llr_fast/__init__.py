@@ -3,8 +3,9 @@
 from llr_fast.certificates.margin import Margin, margin
 from llr_fast.certificates.neurons import Neurons, activation_pattern, directional_margin, gradient_norms
 from llr_fast.dispatch import backend, backends, set_backend
-from llr_fast.linearized.tensor import MixedSamplesError, NotPiecewiseLinearError
-from llr_fast.losses.roll import MarginLoss, ROLLLoss
+from llr_fast.errors import MixedSamplesError, NotPiecewiseLinearError
+from llr_fast.losses.distance import MarginLoss
+from llr_fast.losses.roll import ROLLLoss
 from llr_fast.regions.count import RegionCount, count_linear_regions
 from llr_fast.regions.density import region_density
 from llr_fast.regions.distortion import Distortion, gradient_distortion

@@ -15,9 +15,22 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from llr_fast.linearized.tensor import LinearizedTensor
-
 T = TypeVar("T")
+
+
+class WithDerivatives(Tensor):
+    """A tensor of a linearized evaluation, as models see it; known here so that a caller can be told from a model."""
+
+    def plain(self) -> Tensor:
+        """The value as a tensor of its own, in the dtype that the model saw."""
+        raise NotImplementedError
+
+
+class Loss(nn.Module):
+    """A loss that wraps the network `model`."""
+
+    model: nn.Module
+
 
 _DISTRIBUTING = {  # module, which whoever uses it has imported, and class; and what goes around a loss
     "DistributedDataParallel": ("torch.nn.parallel", "DistributedDataParallel", "DistributedDataParallel"),
@@ -30,11 +43,9 @@ _DISTRIBUTING = {  # module, which whoever uses it has imported, and class; and 
 
 def check_model(model: Any) -> None:
     """`model` is a network as it was written: no loss around it, and nothing of it scripted, traced or exported."""
-    from llr_fast.losses.roll import MarginLoss, ROLLLoss  # here: losses check their models
-
     for holder in ("", ".module", "._orig_mod"):  # of data parallelism, of torch.compile
         inner = getattr(model, holder[1:], None) if holder else model
-        if isinstance(inner, (MarginLoss, ROLLLoss)):
+        if isinstance(inner, Loss):
             raise TypeError(f"model: expected the network, got a {type(inner).__name__} of it; pass loss{holder}.model")
     if how := _compiled(model):
         raise TypeError(f"model: expected a network that runs as Python, got one that was {how}; pass the eager model")
@@ -93,7 +104,7 @@ def check_input(model: nn.Module, x: Any, name: str = "x") -> None:
     """`x` is a batch [B, ...] of floating-point samples, B at least 1, on the model's device."""
     check_no_transform()
     check_tensor(name, x)
-    if isinstance(x, LinearizedTensor):
+    if isinstance(x, WithDerivatives):
         raise TypeError("model: expected a network, got one that calls a loss or certificate; pass loss.model")
     if not x.is_floating_point() or x.layout != torch.strided:
         raise ValueError(f"{name}: expected a dense tensor of a floating-point dtype, got {x.dtype}, {x.layout}")

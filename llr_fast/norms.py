@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 NORMS = (1, 2, math.inf)
-_STATISTIC = {1: "sum_abs", 2: "sum_squares", math.inf: "max_abs"}
+
+
+class Statistic(str, Enum):
+    """What is found of the derivatives of one neuron along several directions; operators take the name too."""
+
+    SUM_SQUARES = "sum_squares"
+    SUM_ABS = "sum_abs"
+    MAX_ABS = "max_abs"
+    SUM_LOG_ABS = "sum_log_abs"
+
+
+_OVER_AXES = {1: Statistic.SUM_ABS, 2: Statistic.SUM_SQUARES, math.inf: Statistic.MAX_ABS}
 
 
 def dual(p: float) -> float:
@@ -16,13 +28,14 @@ def dual(p: float) -> float:
     return {1: math.inf, 2: 2, math.inf: 1}[p]
 
 
-def statistic_of(q: float) -> str:
+def statistic_over_axes(q: float) -> Statistic:
     """The statistic of the derivatives along all axes that gives the l_q norm of the gradient."""
-    return _STATISTIC[q]
+    return _OVER_AXES[q]
 
 
-def from_statistic(statistic: Tensor, q: float) -> Tensor:
-    return statistic.sqrt() if q == 2 else statistic
+def from_axes(found: Tensor, q: float) -> Tensor:
+    """The l_q norm, from that statistic."""
+    return found.sqrt() if q == 2 else found
 
 
 def norm(gradient: Tensor, q: float) -> Tensor:

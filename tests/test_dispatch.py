@@ -5,11 +5,11 @@ import subprocess
 import sys
 import threading
 
+import operators as ops
 import pytest
 import torch
 from ops import operator_cases as oc
 
-from llr_fast import ops
 from llr_fast.dispatch import backend, backends, implementation, selected, set_backend
 from llr_fast.ops.tangent_activation import reference
 

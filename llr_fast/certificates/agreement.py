@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr_fast.linearized.tape import values_alone
-from llr_fast.linearized.tensor import Evaluation, linearize
+from llr_fast.linearized import layers
+from llr_fast.linearized.evaluation import Evaluation, Settings
+from llr_fast.linearized.linearization import NoLinearization
+from llr_fast.linearized.linearize import linearize
 from llr_fast.outputs import tensors_of
 from llr_fast.process import uncompiled
 
@@ -59,8 +61,8 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
 
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Of an evaluation in the dtype of x."""
-    evaluation = Evaluation(model, certificate=True, declared=model_dtype(model, x))
-    return _numbers(linearize(model, x, values_alone(), evaluation)[0])
+    settings = Settings(certificate=True, declared=model_dtype(model, x))
+    return _numbers(linearize(x, NoLinearization(), Evaluation(model, layers.values, settings))[0])
 
 
 def _numbers(output: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llr_fast.certificates import sketch
 from llr_fast.certificates.frozen import Backward, Frozen
-from llr_fast.linearized.gram import Gram
+from llr_fast.linearized.gram import Chain
 
 FEW = 2**16  # neurons of all samples up to which float64 costs no more than going over things twice
 # Of the sketch for each q, the probe's included: fewer cost more back-propagations than they save.
@@ -99,17 +99,17 @@ def by_search(
 
 
 @torch.no_grad()
-def by_gram(gram: Gram, probe: Probe) -> list[Tensor]:
+def by_gram(chain: Chain, probe: Probe) -> list[Tensor]:
     """For each layer the l2 norms [B, n] in a chain of dense layers, a little enlarged."""
-    return in_range(lambda dtype, scale: gram.norms(dtype, scale)[1], probe, enlarged=True)
+    return in_range(lambda dtype, scale: chain.norms(dtype, scale)[1], probe, enlarged=True)
 
 
 @torch.no_grad()
-def exact_norms(frozen: Frozen, probe: Probe, q: float, gram: Gram | None) -> list[Tensor]:
+def exact_norms(frozen: Frozen, probe: Probe, q: float, chain: Chain | None) -> list[Tensor]:
     """For each layer the norms [B, n] in float64: from Gram matrices where given, else from all axes."""
-    if gram is not None:
+    if chain is not None:
         still = probe.still
-        found, bounds = gram.norms(torch.float64, 1.0)
+        found, bounds = chain.norms(torch.float64, 1.0)
         if all(_are_sharp(*layer) for layer in zip(found, bounds, still, strict=True)):
             return [norms.masked_fill(none, 0) for norms, none in zip(found, still, strict=True)]
     found = in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), Probe(probe.fine, None))

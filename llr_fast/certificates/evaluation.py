@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,12 @@ from torch import Tensor, nn
 from llr_fast.certificates import agreement, generators
 from llr_fast.certificates.agreement import model_dtype
 from llr_fast.checks import check_finite, check_input, check_model, check_value_dtype
-from llr_fast.linearized.tape import values_alone
-from llr_fast.linearized.tensor import Evaluation, Layer, Linearization, LinearizedTensor, linearize
+from llr_fast.linearized import layers
+from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.evaluation import Evaluation, Settings
+from llr_fast.linearized.layers import Activation, Layer
+from llr_fast.linearized.linearization import Linearization, NoLinearization
+from llr_fast.linearized.linearize import linearize
 from llr_fast.precision import full_precision
 
 MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may take; larger work is cut into chunks
@@ -29,39 +32,39 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "x") -> N
     check_value_dtype(dtype)
 
 
-def evaluate(
+def layers_of(
     model: nn.Module,
     x: Tensor,
     linearization: Linearization,
     dtype: torch.dtype,
-    statistic: str | None = None,
     compared: bool = True,
-    rounding: Callable[[Tensor, Any], Any] | None = None,
+    rounding: Callable[[Tensor, Linearization], Linearization] | None = None,
 ) -> list[Layer]:
-    """The layers of neurons of `model` at `x`, values in `dtype`.
+    """The layers of neurons of `model` at `x`, values in `dtype`; with their tangents along directions.
 
     With `compared`, which costs a forward pass, only if the model is a function of x: it draws no random numbers, and
     as it is, in its own precision, gives the same output up to rounding.
     """
     buffers = _versions_in_training(model)
-    evaluation = Evaluation(model, statistic, certificate=True, declared=model_dtype(model, x), rounding=rounding)
+    collector = layers.tangents if isinstance(linearization, Directions) else layers.values
+    settings = Settings(certificate=True, declared=model_dtype(model, x), rounding=rounding)
     with full_precision, torch.autocast(x.device.type, enabled=False):
         before = generators.states(x.device)
-        output, layers = linearize(model, x.detach().to(dtype), linearization, evaluation)
+        output, found = linearize(x.detach().to(dtype), linearization, Evaluation(model, collector, settings))
         if moved := [name for name, version in _versions_in_training(model).items() if buffers.get(name) != version]:
             raise ValueError(
                 f"model: expected a function that stays the same, got {moved[0]!r} updated; call model.eval()"
             )
-        _check_finite(layers)
+        _check_finite(found)
         if compared:
             plain = agreement.plain_output(model, x)
             generators.check(model, x, before)
             agreement.check(model, x, dtype, output, plain)
-    return layers
+    return found
 
 
-def _check_finite(layers: list[Layer]) -> None:
-    for layer in layers:
+def _check_finite(found: list[Layer]) -> None:
+    for layer in found:
         # A sum takes a fraction of the time, and is finite only where all terms are.
         if not (layer.z.sum().isfinite() or layer.z.isfinite().all()):
             raise ValueError(
@@ -80,9 +83,9 @@ def _versions_in_training(model: nn.Module) -> dict[str, int]:
     }
 
 
-def values(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
+def values_of(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Layer]:
     """The layers of neurons with their values alone."""
-    return evaluate(model, x, values_alone(), dtype)
+    return layers_of(model, x, NoLinearization(), dtype)
 
 
 def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
@@ -110,17 +113,9 @@ def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
 
 
 def _neurons(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
-    count = _Count(model, certificate=True, declared=model_dtype(model, x))
-    linearize(model, x.detach().to(dtype), values_alone(), count)
-    return count.neurons
+    counted = Evaluation(model, _count, Settings(certificate=True, declared=model_dtype(model, x)))
+    return sum(linearize(x.detach().to(dtype), NoLinearization(), counted)[1])
 
 
-class _Count(Evaluation):
-    """Counts the neurons and keeps nothing of them."""
-
-    neurons = 0
-
-    def report(self, function: str, x: LinearizedTensor, *_: Any) -> Linearization:
-        self.neurons += x.value.numel()
-        linearization: Linearization = x.linearization
-        return linearization
+def _count(activation: Activation, linearization: Linearization) -> tuple[Linearization, int]:
+    return linearization, activation.z.numel()

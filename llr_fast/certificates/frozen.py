@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llr_fast import norms
-from llr_fast.certificates.evaluation import directions_at_once, evaluate, tangent_dtype
+from llr_fast.certificates.evaluation import directions_at_once, layers_of, tangent_dtype
 from llr_fast.linearized.directions import Directions, axes
-from llr_fast.linearized.gram import Gram, NotAChainError
-from llr_fast.linearized.tape import Noted, Tape
-from llr_fast.linearized.tensor import Layer, Linearization
+from llr_fast.linearized.gram import Chain, chain_of
+from llr_fast.linearized.layers import Layer
+from llr_fast.linearized.operations import Convolved, Linear, Scaled
+from llr_fast.linearized.tape import Activate, Tape, Taped
+from llr_fast.norms import Statistic
 from llr_fast.precision import full_precision
 
 
@@ -36,20 +38,19 @@ class Frozen:
         """For each layer the distances [B, n] of its neurons to their nearest kinks."""
         return [layer.distance for layer in self.layers]
 
-    def along(self, linearization: Linearization, statistic: str | None = None) -> list[Tensor]:
-        """For each layer the statistic [B, n] of the gradients; of directions, without one, the tangents [K, B, n]."""
-        lead = 1 if statistic is None else 0
-        with full_precision, torch.autocast(self.x.device.type, enabled=False):
-            measured = list(self.tape.along(linearization, statistic))
-        return [layer.samples.rows(t, lead) for layer, t in zip(self.layers, measured, strict=True)]
+    def tangents(self, directions: Directions) -> list[Tensor]:
+        """For each layer the tangents [K, B, n] along the directions."""
+        found = self._replayed(directions, lambda d, slope: (d.activated(slope), d.tangents))
+        return [layer.samples.rows(t, lead=1) for layer, t in zip(self.layers, found, strict=True)]
 
     @torch.no_grad()
-    def statistics(self, chunks: Iterable[Directions], statistic: str) -> list[Tensor]:
+    def statistics(self, chunks: Iterable[Directions], statistic: Statistic) -> list[Tensor]:
         """For each layer the statistic [B, n] over the directions of all chunks."""
-        combine = torch.maximum if statistic == "max_abs" else torch.add
+        combine = torch.maximum if statistic is Statistic.MAX_ABS else torch.add
         total: list[Tensor] = []
         for chunk in chunks:
-            found = self.along(chunk, statistic)
+            measured = self._replayed(chunk, lambda d, slope: d.activated_and_measured(slope, statistic))
+            found = [layer.samples.rows(t) for layer, t in zip(self.layers, measured, strict=True)]
             total = [combine(a, b) for a, b in zip(total, found, strict=True)] if total else found
         return total
 
@@ -59,7 +60,7 @@ class Frozen:
         chunk = self._directions_at_once(dtype, entries=size)
         starts = range(0, size, chunk)
         parts = (axes(self.x, start, min(start + chunk, size), dtype).times(scale) for start in starts)
-        return [norms.from_statistic(s, q) for s in self.statistics(parts, norms.statistic_of(q))]
+        return [norms.from_axes(found, q) for found in self.statistics(parts, norms.statistic_over_axes(q))]
 
     def norms_of_weights(self, q: float, dtype: torch.dtype) -> dict[int, Tensor]:
         """For each layer that is a product of the input with weights the l2 norms, for q = 1 the l1 norms, [B, n]."""
@@ -68,15 +69,14 @@ class Frozen:
         for layer, path in self.tape.products():
             norm = torch.ones(1, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
             for operation in path:
-                if operation.method == "convolved" or operation.method == "linear":
-                    *convolve, weight = operation.constants
-                    largest = weight.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
-                    weight = power(weight.double() / largest)
-                    norm = convolve[0](norm, weight) if convolve else F.linear(norm, weight)
+                if isinstance(operation, (Convolved, Linear)):
+                    largest = operation.weight.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
+                    weight = power(operation.weight.double() / largest)
+                    convolve = operation.function if isinstance(operation, Convolved) else F.linear
+                    norm = convolve(norm, weight)
                     norm = largest * (norm if q == 1 else norm.sqrt())
-                elif operation.method == "scaled":  # behind the root: squares of factors may underflow
-                    factor = operation.constants[0].double()
-                    norm = norm * factor.abs().view(-1, *[1] * (norm.dim() - 2))
+                elif isinstance(operation, Scaled):  # behind the root: squares of factors may underflow
+                    norm = norm * operation.factor.double().abs().view(-1, *[1] * (norm.dim() - 2))
             found[layer] = norm.to(dtype).expand(len(self.x), *norm.shape[1:]).flatten(1)
         return found
 
@@ -84,13 +84,14 @@ class Frozen:
         """Directions [K, B, ...], as many at a time as the budget allows."""
         return (Directions(part) for part in directions.split(self._directions_at_once(directions.dtype)))
 
-    def chain(self) -> Gram | None:
+    def chain(self) -> Chain | None:
         """The network as a chain of dense layers with its slopes at x, if it is one."""
         with full_precision, torch.autocast(self.x.device.type, enabled=False):
-            try:
-                return Gram.of(self.x, self.tape)
-            except NotAChainError:
-                return None
+            return chain_of(self.tape, self.x.shape)
+
+    def _replayed(self, directions: Directions, activate: Activate[Tensor]) -> list[Tensor]:
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
+            return list(self.tape.replay(directions, activate))
 
     def _directions_at_once(self, dtype: torch.dtype, entries: int = 0) -> int:
         """What keeps the tangents of the widest layer within the budget, with `entries` where directions are made."""
@@ -102,11 +103,11 @@ class Frozen:
 def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = True) -> Frozen:
     """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients.
 
-    `compared` as in `evaluation.evaluate`.
+    `compared` as in `layers_of`.
     """
     x = x.detach().clone()
     tape = Tape(torch.float64)
-    layers = evaluate(model, x, Noted(tape), dtype, compared=compared)
+    layers = layers_of(model, x, Taped(tape), dtype, compared=compared)
     tape.finished = True
     return Frozen(x, layers, tape, tangent_dtype(model, x))
 
@@ -121,7 +122,7 @@ class Backward:
     def __init__(self, frozen: Frozen, direction: Tensor) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self.direction = direction.clone().unsqueeze(0).requires_grad_()
-            self.tangents = [tangents[0] for tangents in frozen.along(Directions(self.direction))]
+            self.tangents = [tangents[0] for tangents in frozen.tangents(Directions(self.direction))]
 
     @torch.inference_mode(False)
     @torch.enable_grad()

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr_fast.certificates.agreement import model_dtype
-from llr_fast.linearized.tensor import Evaluation
+from llr_fast.linearized.modules import RunningModule
 from llr_fast.process import uncompiled
 
 States = tuple[list[Tensor], object, bytes]
@@ -47,7 +47,7 @@ def check(model: nn.Module, x: Tensor, before: States) -> None:
 @torch.no_grad()
 def _found(model: nn.Module, x: Tensor) -> str | None:
     """The first module that draws random numbers in this thread."""
-    of_torch = _OfTorch(Evaluation(model))
+    of_torch = _OfTorch(RunningModule(model))
     others = _Others(model)
     with uncompiled, of_torch, others.watching(), others:
         model(x.detach().to(model_dtype(model, x), copy=True))  # it may write to it
@@ -57,14 +57,14 @@ def _found(model: nn.Module, x: Tensor) -> str | None:
 class _OfTorch(TorchDispatchMode):
     """Finds the first module of a model in which an operation of torch draws random numbers."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, module: RunningModule) -> None:
         super().__init__()
         self.found: str | None = None
-        self._evaluation = evaluation
+        self._module = module
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.found is None and torch.Tag.nondeterministic_seeded in func.tags:
-            self.found = self._evaluation.module_path()
+            self.found = self._module.path()
         return func(*args, **(kwargs or {}))
 
 
@@ -77,13 +77,13 @@ class _Others(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: str | None = None
-        self._evaluation = Evaluation(model)
+        self._module = RunningModule(model)
         self._names = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
         self._running: list[str] = []
         self._before = _others()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._look(self._evaluation.module_path())
+        self._look(self._module.path())
         result = func(*args, **(kwargs or {}))
         self._before = _others()
         return result

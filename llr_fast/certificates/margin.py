@@ -13,7 +13,7 @@ from llr_fast.certificates import bounds, evaluation, search
 from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import Frozen, freeze
 from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
-from llr_fast.linearized.gram import Gram
+from llr_fast.linearized.gram import Chain
 from llr_fast.linearized.torch_modes import as_written
 
 METHODS = ("exact", "search", "auto")
@@ -149,11 +149,11 @@ def _of_part(
     frozen, q = freeze(model, x, dtype), norms.dual(p)
     if not frozen.layers:
         return _unbounded(x, p, dtype)
-    gram = frozen.chain() if p == 2 and method != "search" else None
-    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, gram))
+    chain = frozen.chain() if p == 2 and method != "search" else None
+    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
     if exact:
         probe = Probe.fixed(frozen)
-        upper = bounds.exact_norms(frozen, probe, q, None) if gram is None else bounds.by_gram(gram, probe)
+        upper = bounds.exact_norms(frozen, probe, q, None) if chain is None else bounds.by_gram(chain, probe)
         probe = Probe(probe.fine, None)  # few candidates are left
     else:
         probe = Probe.random(frozen, q, generator)
@@ -165,11 +165,11 @@ def _of_part(
     return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
 
 
-def _exact_is_cheaper(frozen: Frozen, gram: Gram | None) -> bool:
+def _exact_is_cheaper(frozen: Frozen, chain: Chain | None) -> bool:
     axes = frozen.x[0].numel()
     if axes <= cost.SEARCH_PASSES or axes * sum(layer.z.numel() for layer in frozen.layers) <= cost.FEW_DERIVATIVES:
         return True
-    return gram is not None and cost.gram(gram.weights) <= cost.SEARCH_PASSES * cost.forward(gram.weights)
+    return chain is not None and cost.gram(chain.weights) <= cost.SEARCH_PASSES * cost.forward(chain.weights)
 
 
 def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:

@@ -14,7 +14,7 @@ from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import freeze
 from llr_fast.certificates.rounding import Rounding, stays_on
 from llr_fast.checks import check_choice, check_direction
-from llr_fast.linearized.tensor import Layer
+from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.torch_modes import as_written
 
 
@@ -87,7 +87,7 @@ def activation_pattern(model: nn.Module, x: Tensor) -> Tensor:
     """
     evaluation.check(model, x, torch.float64)
     parts = x.split(evaluation.samples_at_once(model, x, torch.float64))
-    return torch.cat([_pieces(evaluation.values(model, part, torch.float64), part) for part in parts])
+    return torch.cat([_pieces(evaluation.values_of(model, part, torch.float64), part) for part in parts])
 
 
 @as_written
@@ -122,7 +122,7 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     along = along * scale.view(-1, *[1] * (x.dim() - 1))
     rounding = Rounding()
     directions = rounding.start(along[None], torch.maximum(start.abs(), along.abs()))
-    layers = evaluation.evaluate(model, x, directions, dtype, rounding=rounding)
+    layers = evaluation.layers_of(model, x, directions, dtype, rounding=rounding)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
     return scale * torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
 
@@ -136,7 +136,7 @@ def _power_of_two(x: Tensor) -> Tensor:
 def first_kink(layer: Layer) -> Tensor:
     """[B]: the smallest step along the first direction at which a neuron reaches a kink; on one it is below it."""
     moving = torch.stack([stays_on(layer, kink) for kink in layer.kinks]).any(0).logical_not()
-    rate, steps = layer.statistic[0] * moving, []
+    rate, steps = layer.tangents[0] * moving, []
     for kink in layer.kinks:
         ahead = torch.where(layer.z > kink, rate < 0, rate > 0)
         steps.append(torch.where(ahead, (kink - layer.z) / rate, math.inf))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llr_fast.linearized.directions import Directions, compact
-from llr_fast.linearized.tensor import Layer
+from llr_fast.linearized.layers import Layer
+from llr_fast.linearized.linearization import Linearization
 
 # Error of one result; far more than that of one sum, as noise may happen to be small.
 _RELATIVE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -34,9 +35,10 @@ class Rounding:
         noise = [size * self._random(directions[0]) for _ in range(1 + self._apart)]
         return Directions(torch.stack([*directions, *noise]))
 
-    def __call__(self, value: Tensor, linearization: Directions) -> Directions:
+    def __call__(self, value: Tensor, linearization: Linearization) -> Directions:
         """The linearization of a result with this value."""
-        tangents = linearization.settled()
+        assert isinstance(linearization, Directions)
+        tangents = linearization.tangents
         first = compact(tangents[:1])[0]
         tiny = torch.finfo(first.dtype).tiny / _RELATIVE[first.dtype] ** 2  # smaller results may lose all digits
         exact, noise = tangents.split([len(tangents) - 1 - self._apart, 1 + self._apart])
@@ -71,13 +73,13 @@ def error(noise: Tensor) -> Tensor:
 
 def near(layer: Layer, kink: float) -> Tensor:
     """[B, n]: which values cannot be told from the kink, though they are computed with an error."""
-    noise = layer.statistic[-1].abs() + abs(kink)
+    noise = layer.tangents[-1].abs() + abs(kink)
     return ((layer.z - kink).abs() <= error(noise)) & (noise > 0)
 
 
 def stays_on(layer: Layer, kink: float) -> Tensor:
     """[B, n]: where the value cannot be told from the kink, neither here nor one step along any direction from here."""
-    *rates, noise = layer.statistic
+    *rates, noise = layer.tangents
     within = error(noise.abs() + abs(kink))
     on = (layer.z - kink).abs() <= within
     for rate in rates:

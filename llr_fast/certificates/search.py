@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llr_fast import norms
 from llr_fast.certificates.bounds import Probe, check_gradients
 from llr_fast.certificates.frozen import Backward, Frozen, freeze
-from llr_fast.ops import smallest_bounds
+from llr_fast.ops.margin_reduce import smallest_bounds
 
 CANDIDATES = 64  # neurons that are sorted at a time
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import chi2
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from llr_fast.certificates.frozen import Frozen
+from llr_fast.certificates.frozen import Frozen
+from llr_fast.norms import Statistic
 
 _MAGNITUDES = 40  # of distances that are told apart, from the largest one down; the rest count as the least of them
 
 
-def statistic_for(q: float) -> str:
-    """What to add up over the directions; ||g||_inf is bounded by ||g||_2."""
-    return "sum_log_abs" if q == 1 else "sum_squares"
+def statistic_over_random(q: float) -> Statistic:
+    """What to add up over random directions; ||g||_inf is bounded by ||g||_2."""
+    return Statistic.SUM_LOG_ABS if q == 1 else Statistic.SUM_SQUARES
 
 
 def draw(q: float, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -51,22 +50,12 @@ def statistics(
     """For each layer the statistic [B, n] over random directions, `scale` times as long, that the samples share."""
     x = frozen.x
     drawn = scale * draw(q, (directions, 1, *x.shape[1:]), torch.empty(0, dtype=dtype, device=x.device), generator)
-    return frozen.statistics(frozen.chunks(drawn.expand(-1, *x.shape)), statistic_for(q))
+    return frozen.statistics(frozen.chunks(drawn.expand(-1, *x.shape)), statistic_over_random(q))
 
 
 def term(tangents: Tensor, q: float) -> Tensor:
     """What one direction adds to the statistic."""
     return tangents.abs().log() if q == 1 else tangents.square()
-
-
-def upper_bound(statistic: Tensor, q: float, directions: int, failure_probability: float) -> Tensor:
-    """A bound that each l_q norm exceeds with at most `failure_probability`, from its statistic over `directions`.
-
-    q = 2 (and inf): sum (g.v)^2 = ||g||^2 chi2_r, divided by the quantile of chi2_r.
-    q = 1: sum ln|g.v| = r ln ||g||_1 + sum ln|C|, and by Chernoff, with E|C|^-s = 1 / cos(pi s / 2) for 0 < s < 1,
-    the last sum stays above -deviation but with `failure_probability`.
-    """
-    return _bound(statistic, q, directions, _quantile(q, directions, failure_probability))
 
 
 def joint_bounds(
@@ -85,9 +74,9 @@ def joint_bounds(
     most = torch.stack([_counts(magnitude) for magnitude in magnitudes]).sum(0).amax(0).tolist()
     parts = sum(count > 0 for count in most)
     levels = [failure_probability / (parts * max(1, count)) for count in most]
-    quantiles = statistics[0].new_tensor([_quantile(q, directions, level) for level in levels])
+    quantiles = statistics[0].new_tensor([quantile(q, directions, level) for level in levels])
     pairs = zip(statistics, magnitudes, strict=True)
-    return [_bound(s, q, directions, quantiles.index_select(0, m.flatten()).view(m.shape)) for s, m in pairs]
+    return [upper_bound(s, q, directions, quantiles.index_select(0, m.flatten()).view(m.shape)) for s, m in pairs]
 
 
 def _counts(magnitude: Tensor) -> Tensor:
@@ -97,14 +86,20 @@ def _counts(magnitude: Tensor) -> Tensor:
     return flat.bincount(minlength=_MAGNITUDES * len(magnitude)).view(-1, _MAGNITUDES)
 
 
-def _quantile(q: float, directions: int, failure_probability: float) -> float:
-    """What the statistic of a gradient of norm 1 stays above but with `failure_probability`."""
+def quantile(q: float, directions: int, failure_probability: float) -> float:
+    """What the statistic of a gradient of norm 1 stays above but with `failure_probability`.
+
+    q = 2 (and inf): sum (g.v)^2 = ||g||^2 chi2_r, so it is the quantile of chi2_r.
+    q = 1: sum ln|g.v| = r ln ||g||_1 + sum ln|C|, and by Chernoff, with E|C|^-s = 1 / cos(pi s / 2) for 0 < s < 1,
+    the last sum stays above -deviation but with `failure_probability`.
+    """
     if q == 1:
         return -_cauchy_deviation(directions, failure_probability)
     return float(chi2.ppf(failure_probability, directions))
 
 
-def _bound(statistic: Tensor, q: float, directions: int, quantile: float | Tensor) -> Tensor:
+def upper_bound(statistic: Tensor, q: float, directions: int, quantile: float | Tensor) -> Tensor:
+    """The largest l_q norm whose statistic over `directions` is above the quantile."""
     return ((statistic - quantile) / directions).exp() if q == 1 else (statistic / quantile).sqrt()
 
 

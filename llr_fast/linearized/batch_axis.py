@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-
-class MixedSamplesError(ValueError):
-    """An operation drops the batch axis or mixes the samples of a batch, so there is no network of one sample."""
+from llr_fast.errors import MixedSamplesError
 
 
 @dataclass(frozen=True)

@@ -2,151 +2,198 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from llr_fast.linearized.convolved import Convolved
-from llr_fast.linearized.tensor import identity
-from llr_fast.linearized.torch_modes import like
-from llr_fast.ops import masked_linear, tangent_activation
+from llr_fast.linearized.linearization import Linearization, identity
+from llr_fast.linearized.torch_modes import Modes, like
+from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
+from llr_fast.ops.masked_linear import masked_linear
+from llr_fast.ops.tangent_activation import tangent_activation
 
 
-@dataclass(frozen=True)
-class Directions:
+class Directions(Linearization):
     """Tangents [K, *value.shape] of a tensor along K input directions.
 
     Axes along which the tangents are known to be equal have stride 0: all samples share the directions until the
     first activation, so the first layer is computed once for the whole batch.
-
-    Between dense layers an activation's `slope` [B, n] waits for the next product, which multiplies by it and takes the
-    statistic of its result along (`measured`).
     """
 
-    tangents: Tensor
-    slope: Tensor | None = None
-    statistic: str | None = None
-    measured: Tensor | None = None
-    keeps: ClassVar[bool] = False
+    def __init__(self, tangents: Tensor) -> None:
+        self._tangents = tangents
+
+    @property
+    def tangents(self) -> Tensor:
+        return self._tangents
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tangents.dtype
+        return self._tangents.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tangents."""
+        return self._tangents.shape
 
     def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Directions) -> Directions:
-        """A function of single entries, broadcast to `shape`, such as the sum with other tangents."""
-        if function is identity and tuple(shape) == tuple(self.tangents.shape[1:]):
+        if function is identity and tuple(shape) == tuple(self.shape[1:]):
             return self
-        operands = [compact(_with_rank(d.settled(), len(shape))) for d in (self, *others)]
+        operands = [compact(_with_rank(d.tangents, len(shape))) for d in (self, *others)]
         return Directions(function(*operands).expand(-1, *shape))
 
     def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
-        """A function of tensors [B, ...] that works sample by sample: directions become part of the batch."""
-        tangents = compact(self.settled(), dims=(1,))
+        """Directions become part of the batch."""
+        tangents = compact(self.tangents, dims=(1,))
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
 
-    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Convolved:
-        """A convolution with `weight` [O, I, ...], computed when its result is used."""
+    def mapped(self, function: Callable[..., Tensor], *others: Directions) -> Directions:
+        return Directions(torch.vmap(function)(self.tangents, *(d.tangents for d in others)))
+
+    def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> list[Directions]:
+        return [Directions(t) for t in torch.vmap(function)(self.tangents)]
+
+    def reshaped(self, shape: Sequence[int]) -> Directions:
+        return self if tuple(shape) == tuple(self.shape[1:]) else Directions(self.tangents.reshape(-1, *shape))
+
+    def linear(self, weight: Tensor) -> Directions:
+        weight = like(weight, self.tangents)
+        out = F.linear(compact(self.tangents, dims=range(1, self.tangents.dim() - 1)), weight)
+        return Directions(out.expand(*self.tangents.shape[:-1], -1))
+
+    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Directions:
         trained = weight.requires_grad and weight.is_leaf
-        return Convolved(self, function, weight if trained else weight.clone())  # others may change until then
+        return _Convolved(self, function, weight if trained else weight.clone())  # others may change until it is used
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
+        tangents = compact(self.tangents)
+        scaled = tangents * like(factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
+        return Directions(scaled.to(tangents.dtype).expand(-1, *shape))
 
     def times(self, factor: float) -> Directions:
         """All directions `factor` times as long."""
         return self if factor == 1 else Directions(self.tangents * factor)
 
-    @property
-    def count(self) -> int:
-        return self.tangents.size(0)
+    def activated(self, slope: Tensor) -> Directions:
+        return Directions(self.tangents * like(slope, self.tangents))
 
-    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
-        """Multiplied by one factor [C] for each entry of the axis behind that of the batch."""
-        tangents = compact(self.settled())
-        scaled = tangents * like(factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
-        return Directions(scaled.to(self.dtype).expand(-1, *shape))
+    def measured(self, statistic: Statistic) -> Tensor:
+        """The statistic of the tangents over K, [*value.shape], in float32 or better."""
+        tangents = compact(self.tangents, dims=(1,))
+        if statistic is Statistic.SUM_LOG_ABS:
+            return _sum_log_abs(tangents).expand(self.tangents.shape[1:])
+        tangents = tangents.to(accumulation_dtype(tangents.dtype))
+        if statistic is Statistic.SUM_SQUARES:
+            found = tangents.square().sum(0)
+        else:
+            found = tangents.abs().sum(0) if statistic is Statistic.SUM_ABS else tangents.abs().amax(0)
+        return found.expand(self.tangents.shape[1:])
 
-    def linear(self, weight: Tensor) -> Directions:
-        """The product of the last axis with `weight` [O, I]."""
-        weight = like(weight, self.tangents)
-        tangents = compact(self.tangents, dims=range(1, self.tangents.dim() - 1))
-        if self.slope is not None and self.statistic is not None and self.dtype == weight.dtype:
-            out, measured = masked_linear(tangents, self.slope, weight, self.statistic)
-            return Directions(out, measured=measured)
-        out = F.linear(compact(self.settled(), dims=range(1, tangents.dim() - 1)), weight)
-        return Directions(out.expand(*self.tangents.shape[:-1], -1))
+    def total_squares(self) -> Tensor:
+        """The sum of the squares of all tangents, a scalar; in training nothing is kept for it but the tangents."""
+        distinct = compact(self.tangents)
+        squares = distinct.to(accumulation_dtype(distinct.dtype)).square()
+        return squares.sum() * (self.tangents.numel() // distinct.numel())
 
-    def reshaped(self, shape: Sequence[int]) -> Directions:
-        return (
-            self if tuple(shape) == tuple(self.tangents.shape[1:]) else Directions(self.settled().reshape(-1, *shape))
-        )
+    def activated_and_measured(self, slope: Tensor, statistic: Statistic) -> tuple[Directions, Tensor]:
+        """Both in one pass over the tangents where there is an operator for it.
 
-    def mapped(self, function: Callable[..., Any], *others: Directions) -> Any:
-        """Any linear function of tensors without the axis of directions; lists and tuples of results are kept."""
-        out = torch.vmap(function)(self.settled(), *(d.settled() for d in others))
-        return Directions(out) if isinstance(out, Tensor) else [Directions(t) for t in out]
-
-    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Directions, Tensor]:
-        """Multiplies by the slope [*value.shape], which may be a mask.
-
-        Also returns the statistic over K of the incoming tangents, [*value.shape]; without one the tangents, and for
-        "total_squares" the sum of all their squares.
+        Between dense layers the slope [B, n] waits for the next product, which takes the statistic of its result along.
         """
-        tangents, total = self.settled(), statistic == "total_squares"
-        slope = like(slope, tangents)
-        if statistic is None:
-            return Directions(tangents * slope), tangents
-        if statistic == "sum_log_abs":
-            return Directions(tangents * slope), _sum_log_abs(tangents)
+        if statistic is Statistic.SUM_LOG_ABS:
+            return self.activated(slope), self.measured(statistic)
+        tangents = self.tangents
+        slope = slope.to(tangents.dtype)
         if slope.dim() == 2:
-            deferred, measured = self._deferred(tangents, slope.to(self.dtype), "sum_squares" if total else statistic)
-            return deferred, measured.sum() if total else measured
-        if total:  # plain torch remembers the tangents once, and of the slope no more than the mask
-            return Directions(tangents * slope), _total_squares(tangents)
-        out, measured = tangent_activation(*_flat(tangents, slope.to(self.dtype)), statistic)
+            return _Masked(tangents, slope, statistic), self.measured(statistic)
+        out, measured = tangent_activation(*_flat(tangents, slope), statistic)
         return Directions(out.view(tangents.shape)), measured.view(slope.shape)
 
-    def _deferred(self, tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Directions, Tensor]:
-        measured = self.measured
-        if measured is None:
-            measured = measure(compact(tangents, dims=(1,)), statistic).expand(slope.shape)
-        return Directions(tangents, slope, statistic), measured
-
-    def settled(self) -> Tensor:
-        """The tangents with the slope multiplied in."""
-        return self.tangents if self.slope is None else self.tangents * self.slope
+    def activated_and_totalled(self, slope: Tensor) -> tuple[Directions, Tensor]:
+        """As `activated` and `total_squares`, between dense layers fused as above."""
+        if slope.dim() == 2:
+            activated, squares = self.activated_and_measured(slope, Statistic.SUM_SQUARES)
+            return activated, squares.sum()
+        return self.activated(slope), self.total_squares()
 
 
-def measure(tangents: Tensor, statistic: str) -> Tensor:
-    """The statistic of tangents [K, ...] over K, in float32 or better."""
-    tangents = tangents.to(accumulation_dtype(tangents.dtype))
-    if statistic == "sum_squares":
-        return tangents.square().sum(0)
-    return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+class _Masked(Directions):
+    """Tangents behind an activation of a dense layer: the multiplication by its slope [B, n] joins the next product."""
+
+    def __init__(self, tangents: Tensor, slope: Tensor, statistic: Statistic) -> None:
+        super().__init__(tangents)
+        self._slope, self._statistic = slope, statistic
+
+    @property
+    def tangents(self) -> Tensor:
+        # Not kept: where it is used in a checkpoint, that computes it again.
+        return self._tangents * self._slope
+
+    def linear(self, weight: Tensor) -> Directions:
+        weight = like(weight, self._tangents)
+        if self.dtype != weight.dtype:
+            return super().linear(weight)
+        tangents = compact(self._tangents, dims=(1,))
+        return _Measured(*masked_linear(tangents, self._slope, weight, self._statistic), self._statistic)
 
 
-def _sum_log_abs(tangents: Tensor) -> Tensor:
-    """Of tangents [K, ...] over K; those that rounding may have made 0 count as what it can amount to."""
-    size = tangents.abs()
-    rounding = torch.finfo(size.dtype).eps * size.flatten(1).amax(1)
-    return torch.maximum(size, rounding.view(-1, *[1] * (size.dim() - 1))).log().sum(0)
+class _Measured(Directions):
+    """Tangents behind a product that measured them."""
+
+    def __init__(self, tangents: Tensor, found: Tensor, statistic: Statistic) -> None:
+        super().__init__(tangents)
+        self._found, self._statistic = found, statistic
+
+    def measured(self, statistic: Statistic) -> Tensor:
+        return self._found if statistic is self._statistic else super().measured(statistic)
 
 
-def _total_squares(tangents: Tensor) -> Tensor:
-    distinct = compact(tangents)
-    squares = distinct.to(accumulation_dtype(tangents.dtype)).square()
-    return squares.sum() * (tangents.numel() // distinct.numel())
+class _Convolved(Directions):
+    """The tangents `function(inputs, weight)`, computed at the first use in the modes in which they were asked for.
+
+    Scaled by channel before, as by a batch-norm, they are those of a scaled weight where that is the smaller of the
+    two: that spares a pass over the tangents and, in training, keeping them twice.
+    """
+
+    def __init__(self, inputs: Directions, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
+        self._inputs, self._function, self._weight = inputs, function, weight
+        self._modes, self._hooks = Modes.current(weight.device.type), _checkpoint()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._inputs.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tangents.shape
+
+    @cached_property
+    def tangents(self) -> Tensor:
+        # Kept, so a checkpoint that uses it has no part in it, and does not compute it again.
+        apart = self._hooks != _checkpoint()
+        with self._modes.entered(), saved_tensors_hooks(identity, identity) if apart else nullcontext():
+            return self._inputs.batched(lambda t: self._function(t, self._weight)).tangents
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
+        apart = self._modes != Modes.current(self._weight.device.type)  # where only one of the two records gradients
+        if apart or "tangents" in vars(self) or self._weight.numel() > self._inputs.shape[0] * math.prod(shape):
+            return super().scaled(factor, shape)
+        unscaled = like(self._weight, self._inputs.tangents)
+        weight = unscaled * factor.view(-1, *[1] * (self._weight.dim() - 1))
+        return _Convolved(self._inputs, self._function, weight.to(unscaled.dtype))
 
 
-def _flat(tangents: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Tangents [K, 1, n] and slope [B, n] where the batch shares the tangents, else both with one row."""
-    if slope.dim() > 1 and slope.size(0) > 1 and tangents.stride(1) == 0:
-        return tangents[:, :1].flatten(2), slope.flatten(1)
-    return tangents.flatten(1).unsqueeze(1), slope.flatten().unsqueeze(0)
+def _checkpoint() -> object:
+    """What tells checkpoints apart: where saved tensors go."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:
@@ -162,6 +209,20 @@ def compact(tangents: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         if tangents.size(dim) > 1 and tangents.stride(dim) == 0:
             tangents = tangents.narrow(dim, 0, 1)
     return tangents
+
+
+def _sum_log_abs(tangents: Tensor) -> Tensor:
+    """Of tangents [K, ...] over K; those that rounding may have made 0 count as what it can amount to."""
+    size = tangents.abs()
+    rounding = torch.finfo(size.dtype).eps * size.flatten(1).amax(1)
+    return torch.maximum(size, rounding.view(-1, *[1] * (size.dim() - 1))).log().sum(0)
+
+
+def _flat(tangents: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangents [K, 1, n] and slope [B, n] where the batch shares the tangents, else both with one row."""
+    if slope.dim() > 1 and slope.size(0) > 1 and tangents.stride(1) == 0:
+        return tangents[:, :1].flatten(2), slope.flatten(1)
+    return tangents.flatten(1).unsqueeze(1), slope.flatten().unsqueeze(0)
 
 
 def _with_rank(tangents: Tensor, rank: int) -> Tensor:

@@ -1,98 +1,73 @@
-"""Gram: a linearization of chains of dense layers by their Gram matrices J J^T, for q = 2.
+"""Chains of dense layers: the squared gradient norms of all their neurons, from Gram matrices J J^T.
 
-Nothing is computed while the network runs: a chain's weights and slopes are all that its squared gradient norms need,
-and once all are known `gram_norms` can leave out every unit that is off.
+A chain's weights and slopes are all that these need; once all are known `gram_norms` can leave out every unit that is
+off.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llr_fast.linearized.operations import Activated, Linear, Operation, Pointwise, Reshaped
 from llr_fast.linearized.tape import Tape
-from llr_fast.linearized.tensor import identity
-from llr_fast.ops import gram_norms
+from llr_fast.ops.gram_norms import gram_norms
 from llr_fast.precision import full_precision
 
 
-class NotAChainError(Exception):
-    """The network is not a chain of dense layers, so that another linearization has to be used."""
+def chain_of(tape: Tape, shape: Sequence[int]) -> Chain | None:
+    """The network that a tape noted at x of `shape` [B, ...], up to its last hidden layer, as a chain of dense layers.
+
+    None where it is no chain, or a hidden layer is not on the way to the last one.
+    """
+    known: dict[int, Chain] = {0: Chain(tuple(shape), tape.dtype)}
+    layers: list[Chain] = []
+    for entry in tape.up_to_last_activation():
+        below = known[entry.operands[0]]
+        with entry.entered():
+            above = _extended(below, entry.operation) if len(entry.operands) == 1 else None
+        if above is None:
+            return None
+        known[entry.results[0]] = above
+        if isinstance(entry.operation, Activated):
+            layers.append(below)
+    if not layers or [len(layer.weights) for layer in layers] != list(range(1, len(layers) + 1)):
+        return None
+    on_the_way = all(a is b for layer in layers for a, b in zip(layer.weights, layers[-1].weights))
+    return layers[-1] if on_the_way else None
+
+
+def _extended(chain: Chain, operation: Operation | Activated) -> Chain | None:
+    """The chain with one operation more, if it still is one."""
+    batch, *sample = chain.shape
+    if isinstance(operation, Pointwise) and operation.is_identity and operation.shape == chain.shape:
+        return chain
+    if isinstance(operation, Reshaped):
+        flattens = not chain.weights and operation.shape == (batch, math.prod(sample))
+        return replace(chain, shape=operation.shape) if flattens or operation.shape == chain.shape else None
+    if isinstance(operation, Linear) and len(sample) == 1:
+        shape, weight = (batch, operation.weight.size(0)), operation.weight
+        if len(chain.weights) == len(chain.slopes):
+            return replace(chain, shape=shape, weights=(*chain.weights, weight))
+        product = weight.to(chain.dtype) @ chain.weights[-1].to(chain.dtype)  # no activation between them
+        return replace(chain, shape=shape, weights=(*chain.weights[:-1], product))
+    if isinstance(operation, Activated) and len(chain.weights) == len(chain.slopes) + 1:
+        return replace(chain, slopes=(*chain.slopes, operation.slope.to(chain.dtype)))
+    return None
 
 
 @dataclass(frozen=True)
-class Gram:
-    """The weights and slopes between the network's input and a tensor of `shape` [B, n].
-
-    `reported` collects the linearizations of all hidden layers.
-    """
+class Chain:
+    """The weights and slopes between the network's input and a tensor of `shape` [B, n]."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    reported: list[Gram]
     weights: tuple[Tensor, ...] = ()
     slopes: tuple[Tensor, ...] = ()
-
-    @staticmethod
-    def of(x: Tensor, tape: Tape) -> Gram:
-        """That of the last hidden layer of the network that a tape noted at x [B, ...].
-
-        Raises:
-            NotAChainError: it is no chain of dense layers, or a hidden layer is not on the way to the last one.
-        """
-        start = Gram(tuple(x.shape), tape.dtype, [])
-        for _ in tape.along(start, None):
-            pass
-        layers = start.reported
-        depths = [len(layer.weights) for layer in layers]
-        if not layers or depths != list(range(1, len(layers) + 1)):
-            raise NotAChainError
-        if any(a is not b for layer in layers for a, b in zip(layer.weights, layers[-1].weights)):
-            raise NotAChainError
-        return layers[-1]
-
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Any) -> Gram:
-        if function is not identity or tuple(shape) != self.shape:
-            raise NotAChainError
-        return self
-
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Gram:
-        raise NotAChainError
-
-    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Gram:
-        raise NotAChainError
-
-    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Gram:
-        raise NotAChainError
-
-    def mapped(self, function: Callable[..., Any], *others: Any) -> Gram:
-        raise NotAChainError
-
-    def reshaped(self, shape: Sequence[int]) -> Gram:
-        batch = self.shape[0]
-        if tuple(shape) != self.shape and (self.weights or tuple(shape) != (batch, math.prod(self.shape[1:]))):
-            raise NotAChainError
-        return replace(self, shape=tuple(shape))
-
-    def linear(self, weight: Tensor) -> Gram:
-        if len(self.shape) != 2:
-            raise NotAChainError
-        shape = (self.shape[0], weight.size(0))
-        if len(self.weights) > len(self.slopes):  # two layers without an activation between them are one
-            product = weight.to(self.dtype) @ self.weights[-1].to(self.dtype)
-            return replace(self, shape=shape, weights=(*self.weights[:-1], product))
-        return replace(self, shape=shape, weights=(*self.weights, weight))
-
-    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Gram, Tensor]:
-        if len(self.weights) != len(self.slopes) + 1:  # two activations without a layer between them
-            raise NotAChainError
-        self.reported.append(self)
-        slope = slope.to(self.dtype)
-        return replace(self, slopes=(*self.slopes, slope)), slope.new_empty(0, *slope.shape)
 
     def norms(self, dtype: torch.dtype, scale: float) -> tuple[list[Tensor], list[Tensor]]:
         """For each hidden layer the gradients' l2 norms [B, n] times `scale`, computed in `dtype`, and upper bounds.

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.linearized.batch_axis import MixedSamplesError
-from llr_fast.linearized.tensor import LinearizedTensor, NotPiecewiseLinearError
-
 R = TypeVar("R", bound=Callable[..., Any])
 _NAMESPACES = (torch, Tensor, F, torch._C._nn)
 
@@ -63,71 +60,9 @@ def rule(
     return register
 
 
-def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
-    tensors = list(_tensors((args, kwargs)))
-    operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
-    name, owner = function_name(function), operands[0].evaluation
-    if any(tensor.layout != torch.strided for tensor in tensors if not isinstance(tensor, LinearizedTensor)):
-        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
-    found = TABLE.get(function)
-    if found is None:
-        raise NotPiecewiseLinearError(
-            f"{name} in module {owner.module_path()!r} has no rule: it is not piecewise linear or not supported, "
-            "and it is applied to a tensor that depends on the network's input"
-        )
-    if not args and "input" in kwargs and "condition" not in kwargs:
-        args = (kwargs.pop("input"),)
-    if "axis" in kwargs:  # numpy's name, which torch takes too
-        kwargs["dim"] = kwargs.pop("axis")
-    if found.query:
-        return found.run(function, *args, **kwargs)
-    for operand in operands:
-        operand.check_current(name, owner)
-    if kwargs.pop("out", None) is not None:
-        raise NotPiecewiseLinearError(f"{name} in module {owner.module_path()!r}: out= is not supported")
-    target = args[0] if args and found.writes(args, kwargs) else None
-    try:
-        with owner.grad_mode():
-            if not found.updates and (operands[0].linearization.keeps or owner.trains):
-                args, kwargs = owner.owned(args), owner.owned(kwargs)
-            result = found.run(function, *args, **kwargs)
-    except MixedSamplesError as error:
-        raise MixedSamplesError(f"{error} (in module {owner.module_path()!r})") from None
-    except (RuntimeError, TypeError, IndexError) as error:
-        shapes = ", ".join(str(tuple(operand.shape)) for operand in operands)
-        raise ValueError(
-            f"{name} in module {owner.module_path()!r} failed on input of shape {shapes}: {error}"
-        ) from error
-    return result if target is None else _write(name, target, result)
-
-
-def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearError:
-    """The error for a call that has a rule in general but not with these arguments."""
-    return NotPiecewiseLinearError(f"{function_name(function)} in module {x.evaluation.module_path()!r}: {why}")
-
-
 def function_name(function: Any) -> str:
     name = getattr(function, "__name__", str(function))
     return function.__self__.__name__ if name == "__get__" else name.lstrip("_") if name.startswith("_m") else name
-
-
-def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
-    if not isinstance(target, LinearizedTensor) or target.shape != result.shape:
-        raise NotPiecewiseLinearError(
-            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape"
-        )
-    return target.become(result)
-
-
-def _tensors(arguments: Any) -> Iterator[Tensor]:
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for argument in arguments:
-            yield from _tensors(argument)
-    elif isinstance(arguments, dict):
-        yield from _tensors(list(arguments.values()))
 
 
 def _functions(name: str | Callable[..., Any]) -> Iterator[Any]:

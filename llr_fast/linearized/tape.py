@@ -3,96 +3,111 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from llr_fast.linearized.tensor import identity
+from llr_fast.linearized import operations
+from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.linearization import Linearization
+from llr_fast.linearized.operations import Activated, Operation
 from llr_fast.linearized.torch_modes import Modes
+
+M = TypeVar("M")
+Activate = Callable[[Directions, Tensor], tuple[Directions, M]]
 
 
 @dataclass(frozen=True)
-class Operation:
-    """A method of a linearization, called with constants and then with further linearizations, all known by number."""
+class Entry:
+    """An operation, and the numbers of its operands and results; 0 is the network's input."""
 
-    method: str
+    operation: Operation | Activated
     operands: tuple[int, ...]
-    constants: tuple[Any, ...]
+    results: range
     modes: Modes | None
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """The modes in which the operation was noted, else those of the moment."""
+        return self.modes.entered(torch.is_grad_enabled()) if self.modes else contextlib.nullcontext()
 
 
 @dataclass
 class Tape:
-    """The operations of one evaluation, to be done to any linearization; what is derived for it is of `dtype`.
+    """The operations of one evaluation, to be done to any directions; what is derived for them is of `dtype`.
 
     Constants of the network are copies, which nobody else can change (`Evaluation.owned`). The evaluation begins with
-    `Noted(tape)` in place of a linearization. With `device` each operation is done in the
-    modes for that type of device in which it was noted, else in those of the moment. Once `finished`, what checkpointed
-    parts of the network compute again is not noted.
+    `Taped(tape, 0)`. With `device` each operation is done in the modes for that type of device in which it was noted,
+    else in those of the moment. Once `finished`, what checkpointed parts of the network compute again is not noted.
     """
 
     dtype: torch.dtype
     device: str | None = None
     finished: bool = False
-    operations: list[Operation] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    _known: int = 1
 
-    def along(self, linearization: Any, statistic: str | None) -> Iterator[Tensor]:
-        """Does the same to a linearization of the input; what `activate` measures of each layer, in turn.
+    def note(self, operation: Operation | Activated, operands: tuple[int, ...], results: int) -> range:
+        """Returns the numbers of the results."""
+        numbers = range(self._known, self._known + results)
+        modes = None if self.device is None else Modes.current(self.device)
+        self.entries.append(Entry(operation, operands, numbers, modes))
+        self._known += results
+        return numbers
 
-        A linearization is let go after its last use, and what no layer depends on is left out.
+    def up_to_last_activation(self) -> list[Entry]:
+        """What no layer of neurons depends on comes behind it."""
+        activations = (i + 1 for i, entry in enumerate(self.entries) if isinstance(entry.operation, Activated))
+        return self.entries[: max(activations, default=0)]
+
+    def replay(self, directions: Directions, activate: Activate[M]) -> Iterator[M]:
+        """Does the same to directions of the input; yields what `activate(tangents, slope)` finds at each activation.
+
+        Directions are let go after their last use.
         """
-        last_use = {number: i for i, operation in enumerate(self.operations) for number in operation.operands}
-        known = {0: linearization}
-        del linearization
-        for i, operation in enumerate(self.operations[: self._end()]):
-            first, *others = (known[number] for number in operation.operands)
+        last_use = {number: i for i, entry in enumerate(self.entries) for number in entry.operands}
+        known = {0: directions}
+        del directions
+        for i, entry in enumerate(self.up_to_last_activation()):
+            operands = [known[number] for number in entry.operands]
             known = {number: value for number, value in known.items() if last_use[number] > i}
-            constants = (*operation.constants, *others, *([statistic] if operation.method == "activate" else []))
-            with operation.modes.entered(torch.is_grad_enabled()) if operation.modes else contextlib.nullcontext():
-                result = getattr(first, operation.method)(*constants)
-            if operation.method == "activate":
-                result, measured = result
-                yield measured
-            if i + 1 in last_use:
-                known[i + 1] = result
+            with entry.entered():
+                if isinstance(entry.operation, Activated):
+                    result, found = activate(operands.pop(), entry.operation.slope)
+                    results: Sequence[Directions] = [result]
+                    del result
+                else:
+                    results = entry.operation.apply(*operands)
+            del operands
+            known |= {number: value for number, value in zip(entry.results, results) if number in last_use}
+            del results
+            if isinstance(entry.operation, Activated):
+                yield found
 
     def products(self) -> Iterator[tuple[int, list[Operation]]]:
         """Layers that are one product of the input with weights, up to factors: their number, and the operations."""
-        activations = [operation for operation in self.operations if operation.method == "activate"]
+        made_by = {number: entry for entry in self.entries for number in entry.results}
+        activations = [entry for entry in self.entries if isinstance(entry.operation, Activated)]
         for layer, activation in enumerate(activations):
             path: list[Operation] = []
             number = activation.operands[0]
-            while number and len(self.operations[number - 1].operands) == 1:
-                path.insert(0, self.operations[number - 1])
-                number = path[0].operands[0]
-            steps = [o.method for o in path if not (o.method == "pointwise" and o.constants[0] is identity)]
-            if not number and steps and steps[0] in ("convolved", "linear") and set(steps[1:]) <= {"scaled"}:
+            while number and len(made_by[number].operands) == 1:
+                operation = made_by[number].operation
+                if isinstance(operation, Activated):
+                    break
+                if not (isinstance(operation, operations.Pointwise) and operation.is_identity):
+                    path.insert(0, operation)
+                number = made_by[number].operands[0]
+            is_product = path and isinstance(path[0], (operations.Convolved, operations.Linear))
+            if not number and is_product and all(isinstance(operation, operations.Scaled) for operation in path[1:]):
                 yield layer, path
-
-    def _end(self) -> int:
-        return max((i + 1 for i, operation in enumerate(self.operations) if operation.method == "activate"), default=0)
-
-
-def _noting(method: str) -> Callable[..., Noted]:
-    def note(self: Noted, *arguments: Any) -> Noted:
-        tape = self.tape
-        if tape.finished:
-            return self
-        others = [argument.number for argument in arguments if isinstance(argument, Noted)]
-        constants = tuple(argument for argument in arguments if not isinstance(argument, Noted))
-        modes = None if tape.device is None else Modes.current(tape.device)
-        tape.operations.append(Operation(method, (self.number, *others), constants, modes))
-        return Noted(tape, len(tape.operations))
-
-    return note
 
 
 @dataclass(frozen=True)
-class Noted:
-    """A linearization that computes nothing: the result of the tape's operation `number`, or its input, 0."""
+class Taped(Linearization):
+    """Has the tape note what is done to it: the result `number` of the tape's operations."""
 
     tape: Tape
     number: int = 0
@@ -105,19 +120,38 @@ class Noted:
     def keeps(self) -> bool:
         return not self.tape.finished
 
-    pointwise = _noting("pointwise")
-    batched = _noting("batched")
-    convolved = _noting("convolved")
-    scaled = _noting("scaled")
-    linear = _noting("linear")
-    reshaped = _noting("reshaped")
-    mapped = _noting("mapped")
-    __getitem__ = _noting("__getitem__")  # of a function that returns several tensors
+    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Taped) -> Taped:
+        return self._noted(operations.Pointwise(function, tuple(shape)), *others)
 
-    def activate(self, slope: Tensor, statistic: str | None) -> tuple[Noted, Tensor]:
-        return _noting("activate")(self, slope), slope.new_empty(0, *slope.shape, dtype=self.dtype)
+    def batched(self, function: Callable[[Tensor], Tensor]) -> Taped:
+        return self._noted(operations.Batched(function))
 
+    def mapped(self, function: Callable[..., Tensor], *others: Taped) -> Taped:
+        return self._noted(operations.Mapped(function), *others)
 
-def values_alone() -> Noted:
-    """In place of a linearization where none is asked for."""
-    return Noted(Tape(torch.float32, finished=True))
+    def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> Sequence[Taped]:
+        if self.tape.finished:
+            return [self] * count
+        numbers = self.tape.note(operations.Parts(function, count), (self.number,), count)
+        return [Taped(self.tape, number) for number in numbers]
+
+    def reshaped(self, shape: Sequence[int]) -> Taped:
+        return self._noted(operations.Reshaped(tuple(shape)))
+
+    def linear(self, weight: Tensor) -> Taped:
+        return self._noted(operations.Linear(weight))
+
+    def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Taped:
+        return self._noted(operations.Convolved(function, weight))
+
+    def scaled(self, factor: Tensor, shape: Sequence[int]) -> Taped:
+        return self._noted(operations.Scaled(factor, tuple(shape)))
+
+    def activated(self, slope: Tensor) -> Taped:
+        return self._noted(Activated(slope))
+
+    def _noted(self, operation: Operation | Activated, *others: Taped) -> Taped:
+        if self.tape.finished:
+            return self
+        (number,) = self.tape.note(operation, (self.number, *(other.number for other in others)), 1)
+        return Taped(self.tape, number)

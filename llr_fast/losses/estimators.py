@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,37 +14,43 @@ from llr_fast import cost
 from llr_fast.certificates import evaluation
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.directions import Directions, axes
-from llr_fast.linearized.gram import Gram, NotAChainError
-from llr_fast.linearized.tape import Noted, Tape
-from llr_fast.linearized.tensor import Evaluation, Linearization, LinearizedTensor, linearize, offset
+from llr_fast.linearized.evaluation import Evaluation
+from llr_fast.linearized.gram import Chain, chain_of
+from llr_fast.linearized.layers import Activation, offset
+from llr_fast.linearized.linearization import Linearization
+from llr_fast.linearized.linearize import linearize
+from llr_fast.linearized.tape import Tape, Taped
 from llr_fast.losses.recompute import leaves_of, recomputed_sum
+from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
+
+T = TypeVar("T")
 
 
 @dataclass
-class Terms:
-    """Of one layer: squared norms and hinges, each [B, n], or their totals; and the number B * n of its neurons."""
+class Hinges:
+    """Of one layer the hinges of Eq. 9, [B, n] or their total, and the number B * n of its neurons."""
 
-    squares: Tensor
     hinge: Tensor
     neurons: int
     samples: Samples
 
 
-@dataclass
-class Brackets(Evaluation):
-    """Collects the terms of Eq. 9; of totals, no more than a byte for each neuron stays in memory."""
+def _hinges(of: Activation, linearization: Linearization) -> tuple[Linearization, Hinges]:
+    hinge = of.samples.rows(_hinge(of.z, of.kinks))
+    return linearization.activated(of.slope), Hinges(hinge, of.z.numel(), of.samples)
 
-    statistic: str | None = "sum_squares"
 
-    def collect(
-        self, function: str, x: LinearizedTensor, kinks: tuple[float, ...], piece: Tensor, measured: Tensor
-    ) -> Terms:
-        hinge, rows = _hinge(x.value, kinks), x.samples.rows
-        if self.statistic == "total_squares":
-            return Terms(measured, hinge.sum(), x.value.numel(), x.samples)
-        squares = rows(measured, lead=measured.dim() - x.value.dim())
-        return Terms(squares, rows(hinge), x.value.numel(), x.samples)
+def _total_hinges(of: Activation, linearization: Linearization) -> tuple[Linearization, Hinges]:
+    """No more than a byte for each neuron stays in memory."""
+    return linearization.activated(of.slope), Hinges(_hinge(of.z, of.kinks).sum(), of.z.numel(), of.samples)
+
+
+def _totals(of: Activation, linearization: Linearization) -> tuple[Linearization, tuple[Hinges, Tensor]]:
+    """The total of the squared tangents too."""
+    assert isinstance(linearization, Directions)
+    activated, squares = linearization.activated_and_totalled(of.slope)
+    return activated, (Hinges(_hinge(of.z, of.kinks).sum(), of.z.numel(), of.samples), squares)
 
 
 def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
@@ -56,72 +62,79 @@ def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     return inside.to(distance.dtype) - distance * side
 
 
-def evaluate(x: Tensor, linearization: Linearization, evaluation: Evaluation) -> tuple[Any, list[Any]]:
-    """The model's output, and what `evaluation` collects of its layers, of which there has to be one."""
-    output, layers = linearize(evaluation.model, x, linearization, evaluation)
+def linearize_hidden(x: Tensor, linearization: Linearization, evaluation: Evaluation[T]) -> tuple[Any, list[T]]:
+    """As `linearize`, of a network that has hidden neurons."""
+    output, layers = linearize(x, linearization, evaluation)
     if not layers:
         raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
     return output, layers
 
 
-def along(model: nn.Module, x: Tensor, directions: Directions, scale: float) -> tuple[Any, list[Terms]]:
-    """The model's output and totals along directions, at once: where the model is checkpointed, both are."""
-    output, layers = evaluate(x, directions, Brackets(model, "total_squares"))
-    return output, [replace(layer, squares=layer.squares * scale) for layer in layers]
+def totals_along(
+    model: nn.Module, x: Tensor, directions: Directions, scale: float
+) -> tuple[Any, list[Hinges], list[Tensor]]:
+    """The model's output, and for each layer the totals of the hinges and of the squared tangents times `scale`.
+
+    All in one evaluation: where the model is checkpointed, so are the tangents.
+    """
+    output, layers = linearize_hidden(x, directions, Evaluation(model, _totals))
+    return output, [hinges for hinges, _ in layers], [squares * scale for _, squares in layers]
 
 
-class Step:
+class TrainingStep:
     """An evaluation of the model in training, whose gradient norms follow from a tape of it, in any of several ways.
 
-    So the model runs once: it draws one mask of dropout and updates its running statistics once.
+    So the model runs once: it draws one mask of dropout and updates its running statistics once. With `total` norms
+    and hinges are added up over each layer.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, total: bool) -> None:
-        self.x, self.statistic = x, "total_squares" if total else "sum_squares"
-        self.tape = Tape(x.dtype, x.device.type)
-        self.output, self.layers = evaluate(x, Noted(self.tape), Brackets(model, self.statistic))
-        self.tape.finished = True
+        self.x, self._total = x, total
+        self._tape = Tape(x.dtype, x.device.type)
+        collector = _total_hinges if total else _hinges
+        self.output, self.layers = linearize_hidden(x, Taped(self._tape), Evaluation(model, collector))
+        self._tape.finished = True
 
     @cached_property
-    def gram(self) -> Gram | None:
+    def chain(self) -> Chain | None:
         """The model as a chain of dense layers, if it is one in this step."""
-        try:
-            return Gram.of(self.x, self.tape)
-        except NotAChainError:
-            return None
+        return chain_of(self._tape, self.x.shape)
 
     @property
     def exact_passes(self) -> float:
         """The cost of the exact norms, in forward passes for each sample."""
         axes = self.x[0].numel()
-        return axes if self.gram is None else min(axes, cost.gram(self.gram.weights) / cost.forward(self.gram.weights))
+        if self.chain is None:
+            return axes
+        return min(axes, cost.gram(self.chain.weights) / cost.forward(self.chain.weights))
 
     def exact(self) -> list[Tensor]:
         """From Gram matrices where the model is a chain of dense layers and that costs less, else from all axes."""
-        if self.gram is not None and self.exact_passes < self.x[0].numel():
-            return self.gram.squared_norms(self.statistic == "total_squares")
+        if self.chain is not None and self.exact_passes < self.x[0].numel():
+            return self.chain.squared_norms(self._total)
         return self._by_axes()
 
     def _by_axes(self) -> list[Tensor]:
         """From all input axes; where they are many, one chunk of them is in memory at a time."""
         x, size = self.x, self.x[0].numel()
         if size <= cost.AFFORDABLE_PASSES:
-            return self.along(axes(x, 0, size, x.dtype))
+            return self.squares_along(axes(x, 0, size, x.dtype))
         # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
         chunk = evaluation.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype)
 
         def squares(start: int) -> list[Tensor]:
-            return self.along(axes(x, start, min(start + chunk, size), x.dtype))
+            return self.squares_along(axes(x, start, min(start + chunk, size), x.dtype))
 
         leaves = leaves_of(layer.hinge for layer in self.layers)
         return recomputed_sum(squares, range(0, size, chunk), leaves)
 
-    def along(self, directions: Directions, scale: float = 1) -> list[Tensor]:
+    def squares_along(self, directions: Directions, scale: float = 1) -> list[Tensor]:
         """For each layer the sums of squares over the directions, [B, n] or their total, times `scale`."""
-        found = [squares * scale for squares in self.tape.along(directions, self.statistic)]
-        if self.statistic == "total_squares":
-            return found
-        return [layer.samples.rows(squares) for layer, squares in zip(self.layers, found, strict=True)]
+        if self._total:
+            found = self._tape.replay(directions, Directions.activated_and_totalled)
+            return [squares * scale for squares in found]
+        found = self._tape.replay(directions, lambda d, slope: d.activated_and_measured(slope, Statistic.SUM_SQUARES))
+        return [layer.samples.rows(squares * scale) for layer, squares in zip(self.layers, found, strict=True)]
 
 
 def random_signs(x: Tensor, samples: int, generator: torch.Generator | None) -> tuple[Directions, float]:

@@ -1,4 +1,4 @@
-"""Losses that enlarge linear regions: modules that wrap the model and return its output and a penalty."""
+"""RObust Local Linearity: a loss that makes gradients small and keeps neurons away from their kinks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr_fast import cost, norms
-from llr_fast.certificates.agreement import model_dtype
-from llr_fast.certificates.margin import margin
+from llr_fast import cost
 from llr_fast.checks import (
+    Loss,
     check_choice,
     check_count,
     check_generator,
@@ -21,16 +20,14 @@ from llr_fast.checks import (
     check_range,
 )
 from llr_fast.linearized.directions import Directions
-from llr_fast.linearized.tensor import Evaluation
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.losses import estimators
-from llr_fast.losses.estimators import Step, Terms
-from llr_fast.ops.common.arguments import accumulation_dtype
+from llr_fast.losses.estimators import Hinges, TrainingStep
 
 ESTIMATORS = ("exact", "rademacher", "axis", "auto")
 
 
-class ROLLLoss(nn.Module):
+class ROLLLoss(Loss):
     """RObust Local Linearity (Eq. 9 of Lee et al., 2019), around any piecewise-linear model.
 
     penalty = lam * mean over the batch of the mean over the top `gamma` percent of the hidden neurons of
@@ -95,9 +92,9 @@ class ROLLLoss(nn.Module):
         check_input(self.model, x)
         total, sampled = self.gamma == 100, self._sampled()
         if total and sampled:
-            output, layers = estimators.along(self.model, x, *self._draw(x, sampled))
-            return output, self.lam * self._mean(layers, [layer.squares for layer in layers])
-        step = Step(self.model, x, total)
+            output, layers, squares = estimators.totals_along(self.model, x, *self._draw(x, sampled))
+            return output, self.lam * self._mean(layers, squares)
+        step = TrainingStep(self.model, x, total)
         if self.estimator == "auto":
             self._exact_passes = step.exact_passes
             sampled = self._sampled()
@@ -118,20 +115,20 @@ class ROLLLoss(nn.Module):
         affordable = cost.AFFORDABLE_PASSES * self.samples
         return "rademacher" if self._exact_passes is not None and self._exact_passes > affordable else None
 
-    def _squares(self, step: Step, sampled: str | None) -> list[Tensor]:
-        return step.exact() if sampled is None else step.along(*self._draw(step.x, sampled))
+    def _squares(self, step: TrainingStep, sampled: str | None) -> list[Tensor]:
+        return step.exact() if sampled is None else step.squares_along(*self._draw(step.x, sampled))
 
     def _draw(self, x: Tensor, sampled: str) -> tuple[Directions, float]:
         """Random directions, and what to multiply sums over them by."""
         return estimators.SAMPLED[sampled](x, self.samples, self.generator)
 
-    def _mean(self, layers: list[Terms], squares: list[Tensor]) -> Tensor:
+    def _mean(self, layers: list[Hinges], squares: list[Tensor]) -> Tensor:
         """Of the brackets of all neurons."""
         total = _total(squares) + self.C * _total([layer.hinge for layer in layers])
         return total / sum(layer.neurons for layer in layers)
 
     @torch.no_grad()
-    def _chosen(self, step: Step, sampled: str | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
+    def _chosen(self, step: TrainingStep, sampled: str | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
         if sampled is not None:
             squares = self._squares(step, sampled)
@@ -144,70 +141,6 @@ class ROLLLoss(nn.Module):
         self.samples = check_count("samples", self.samples)
         self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
         self.gamma = check_range("gamma", self.gamma, 0, 100)
-
-
-class _FirstOrder(torch.autograd.Function):
-    """The same number; its gradient has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, penalty: Tensor) -> Tensor:
-        return penalty.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "MarginLoss: create_graph=True is not supported, because its direction counts as a constant; "
-                "ROLLLoss can be differentiated twice"
-            )
-        return gradient
-
-
-class MarginLoss(nn.Module):
-    """Distance regularisation (Eq. 4 of Lee et al., 2019): penalty = -lam * mean over the batch of eps_2(x).
-
-    The margin is found without a graph; then one direction, the unit gradient u of the neuron that bounds the region,
-    gives ||grad z||_2 = <grad z, u> with its derivative by the parameters, so no double backward is needed. All of this
-    is computed in float64, and the output by the model as it is. Samples whose margin is infinite contribute nothing.
-
-    Args:
-        model: a piecewise-linear network without layers in training mode; its forward takes x [B, ...].
-        lam: weight of the penalty.
-
-    Example:
-        >>> import torch, llr_fast
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        >>> output, penalty = llr_fast.MarginLoss(model, lam=0.1)(torch.randn(5, 4))
-        >>> penalty.backward()
-    """
-
-    def __init__(self, model: nn.Module, *, lam: float = 1.0) -> None:
-        super().__init__()
-        check_model(model)
-        self.model, self.lam = model, check_range("lam", lam, 0)
-
-    @as_written
-    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
-        self.lam = check_range("lam", self.lam, 0)
-        check_not_distributed(self.model)
-        check_input(self.model, x)
-        found = margin(self.model, x)
-        length = norms.norm(found.gradient, 2).view(-1, *[1] * (x.dim() - 1))
-        unit = (found.gradient / length).masked_fill(length == 0, 0)
-        evaluation = Evaluation(self.model, declared=model_dtype(self.model, x))
-        with torch.autocast(x.device.type, enabled=False):
-            layers = estimators.evaluate(x.double(), Directions(unit.unsqueeze(0)), evaluation)[1]
-        bounded = []
-        for index, layer in enumerate(layers):
-            rows = (found.layer == index).nonzero().squeeze(1)
-            at = rows, found.neuron[rows]
-            bounded.append(layer.distance[at] / layer.statistic[0][at])
-        penalty = -self.lam * torch.cat(bounded).sum() / x.size(0)
-        return self.model(x.clone()), _FirstOrder.apply(penalty.to(accumulation_dtype(x.dtype)))
-
-    def extra_repr(self) -> str:
-        return f"lam={self.lam}"
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -15,7 +15,8 @@ from llr_fast.certificates.rounding import Rounding, error, near
 from llr_fast.data import stream
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.directions import Directions
-from llr_fast.linearized.tensor import Layer, LinearizedTensor
+from llr_fast.linearized.layers import Layer
+from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.outputs import tensors_of
 from llr_fast.ranks import check_group, gathered
@@ -98,7 +99,7 @@ class Counter:
             observed = Observed(self._model)
             direction = _random(0, 1, 1, *part.shape[1:]).to(part.device)
             start = Directions(self._rounding.start(direction).tangents.expand(-1, *part.shape))
-            layers = evaluation.evaluate(observed, part, start, torch.float64, rounding=self._rounding)
+            layers = evaluation.layers_of(observed, part, start, torch.float64, rounding=self._rounding)
             found = _fingerprints(observed.tangents(part, 3), _in_doubt(layers, part)).cpu()
             for pattern, fingerprint in zip(pattern_hashes(layers, len(part)), found):
                 self._keep(pattern, fingerprint)
@@ -131,19 +132,20 @@ class Observed(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._outputs: list[tuple[Samples, Any]] = []
+        self._outputs: list[tuple[Samples, Directions]] = []
 
     def forward(self, x: Tensor) -> Any:
         output = self.model(x)
         leaves = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
         # Of the first evaluation: further ones compare values alone.
-        self._outputs = self._outputs or [(leaf.samples, leaf.linearization) for leaf in leaves]
+        along = [(leaf.samples, leaf.linearization) for leaf in leaves if isinstance(leaf.linearization, Directions)]
+        self._outputs = self._outputs or along
         return output
 
     def tangents(self, x: Tensor, count: int) -> Tensor:
         """[count, B, 1 + n]: those of all outputs at x [B, ...], behind zeros in case that none depends on it."""
         none = torch.zeros(count, x.size(0), 1, dtype=torch.float64, device=x.device)
-        return torch.cat([none, *(samples.rows(found.settled(), lead=1) for samples, found in self._outputs)], 2)
+        return torch.cat([none, *(samples.rows(found.tangents, lead=1) for samples, found in self._outputs)], 2)
 
 
 def pattern_hashes(layers: list[Layer], batch: int) -> list[bytes]:
@@ -160,7 +162,7 @@ def _in_doubt(layers: list[Layer], x: Tensor) -> Tensor:
     """[B]: which of the points x [B, ...] rounding may have put on the other side of a kink."""
     doubt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for layer in layers:
-        rate, noise, _ = layer.statistic
+        rate, noise, _ = layer.tangents
         moves = rate.abs() > error(noise)
         for kink in layer.kinks:
             doubt |= (near(layer, kink) & moves).any(1)

@@ -269,7 +269,7 @@ def _check_gradients(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip
     x = torch.lerp(*_box(x, radius, clip), part)
     x, y, direction = (t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in (x, y, direction.double()))
     observed = Observed(_Logits(model))
-    evaluation.evaluate(observed, x, Directions(direction.unsqueeze(0)), torch.float64)
+    evaluation.layers_of(observed, x, Directions(direction.unsqueeze(0)), torch.float64)
     rates = observed.tangents(x, 1)[0, :, 1:].gather(1, y[:, None]).squeeze(1)
     terms = _gradient(model, x, y).double() * direction
     difference = (terms.flatten(1).sum(1) - rates).abs()
@@ -283,6 +283,6 @@ def _check_gradients(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip
 
 def _points_at_once(model: nn.Module, x: Tensor, memory: int) -> int:
     """How many points a forward and a backward pass can take."""
-    neurons = sum(layer.z.size(1) for layer in evaluation.values(model, x[:1], torch.float64))
+    neurons = sum(layer.z.size(1) for layer in evaluation.values_of(model, x[:1], torch.float64))
     # A point with its gradient, its parents and their choice; a neuron's input, output and gradients.
     return max(1, memory // (x.element_size() * (8 * x[0].numel() + 6 * neurons)))

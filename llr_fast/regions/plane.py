@@ -133,10 +133,10 @@ def _at_centres(
     x = torch.from_numpy(centres).to(like.device)
     axes = torch.from_numpy(np.diag(size)).to(like.device).unsqueeze(1).expand(-1, *x.shape)
     rounding = Rounding()
-    layers = evaluation.evaluate(model, x, rounding.start(axes, largest), torch.float64, rounding=rounding)
+    layers = evaluation.layers_of(model, x, rounding.start(axes, largest), torch.float64, rounding=rounding)
     lines: list[list[np.ndarray]] = [[] for _ in polygons]
     for layer in layers:
-        gradient = layer.statistic[:2].movedim(0, 2).cpu().numpy() / size  # [G, n, 2]
+        gradient = layer.tangents[:2].movedim(0, 2).cpu().numpy() / size  # [G, n, 2]
         norm = np.linalg.norm(gradient, axis=2)
         for kink in layer.kinks:
             constant = layer.z.cpu().numpy() - kink - np.einsum("gnd,gd->gn", gradient, centres)

@@ -13,7 +13,7 @@ from llr_fast.certificates import evaluation
 from llr_fast.certificates.neurons import first_kink
 from llr_fast.certificates.rounding import Rounding, without_sides
 from llr_fast.data import PATIENCE
-from llr_fast.linearized.tensor import Layer
+from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.regions.count import pattern_hashes
 
@@ -165,7 +165,7 @@ def _regions_at(
     x = origin + t.view(-1, *[1] * (origin.dim() - 1)) * along
     rounding = Rounding()
     directions = rounding.start(along[None], torch.maximum(origin.abs(), end[segment].abs()))
-    layers = evaluation.evaluate(model, x, directions, torch.float64, rounding=rounding)
+    layers = evaluation.layers_of(model, x, directions, torch.float64, rounding=rounding)
     first = torch.maximum(t - _reach(layers, t, -1), low)
     last = torch.minimum(t + _reach(layers, t, 1), high)
     hashes = pattern_hashes([without_sides(layer) for layer in layers], len(gaps))
@@ -174,5 +174,5 @@ def _regions_at(
 
 def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
     """[G]: the way to the first kink ahead (1) or behind (-1)."""
-    steps = [first_kink(replace(layer, statistic=sign * layer.statistic)) for layer in layers]
+    steps = [first_kink(replace(layer, tangents=sign * layer.tangents)) for layer in layers]
     return torch.stack([torch.full_like(t, torch.inf), *steps]).amin(0)

@@ -237,7 +237,7 @@ def _draw_probability(
 def _check_target(model: nn.Module, like: Tensor, target: int) -> None:
     origin = like.new_zeros(1, 2)
     # Refuses layers in training mode, which the model itself would update.
-    evaluation.values(model, origin, torch.float64)
+    evaluation.values_of(model, origin, torch.float64)
     with torch.no_grad():
         classes = logits_of(model(origin)).size(1)
     if check_count("target", target, -classes) >= classes:

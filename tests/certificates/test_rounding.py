@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import llr_fast
+from llr_fast.linearized import layers as collectors
 from llr_fast.linearized.directions import Directions
-from llr_fast.linearized.tensor import Evaluation, linearize
+from llr_fast.linearized.evaluation import Evaluation
+from llr_fast.linearized.linearize import linearize
 
 DTYPE = torch.float64
 
@@ -45,13 +47,13 @@ def test_differences_of_equal_neurons_are_exactly_zero(seed, function, dtype):
     torch.manual_seed(seed)
     model, x = Nested(seed, function, deep=seed % 2 == 1).to(dtype), torch.randn(50, 5, dtype=dtype)
     direction = torch.randn(3, *x.shape, dtype=dtype, requires_grad=True)
-    layers = linearize(model, x, Directions(direction), Evaluation(model, certificate=False))[1]
+    layers = linearize(x, Directions(direction), Evaluation(model, collectors.tangents))[1]
     pools = [layer for layer in layers if layer.name == function.__name__]
     assert len(pools) == 7
     equal = [layer.z[:, 0] == 0 for layer in pools]
     assert sum(int(e.sum()) for e in equal) > 50
     for layer, same in zip(pools, equal):
-        tangents = layer.statistic[:, :, 0]
+        tangents = layer.tangents[:, :, 0]
         assert (tangents[:, same] == 0).all()
         (gradient,) = torch.autograd.grad(tangents[:, same].sum(), direction, retain_graph=True)
         assert (gradient == 0).all()
@@ -78,9 +80,9 @@ def test_overlapping_windows_of_chained_pools(seed):
     for method in ("exact", "search"):
         assert llr_fast.margin(model, x, method=method).value.min() > 1e-6
         assert not llr_fast.region_density(model, x, 0.0, method=method).any()
-    layers = linearize(model, x, Directions(torch.randn(1, *x.shape, dtype=DTYPE)), Evaluation(model))[1]
+    layers = linearize(x, Directions(torch.randn(1, *x.shape, dtype=DTYPE)), Evaluation(model, collectors.tangents))[1]
     same = layers[1].z == 0
-    assert same.any() and (layers[1].statistic[0][same] == 0).all()
+    assert same.any() and (layers[1].tangents[0][same] == 0).all()
     assert (llr_fast.directional_margin(model, x, torch.randn_like(x)) > 1e-9).all()
 
 
@@ -165,13 +167,13 @@ def test_segment_in_kinks_of_a_deeper_layer(seed, kind):
 @pytest.fixture
 def points(monkeypatch):
     """How many points are evaluated."""
-    evaluate, sizes = llr_fast.certificates.evaluation.evaluate, []
+    layers_of, sizes = llr_fast.certificates.evaluation.layers_of, []
 
     def counting(model, x, *args, **options):
         sizes.append(len(x))
-        return evaluate(model, x, *args, **options)
+        return layers_of(model, x, *args, **options)
 
-    monkeypatch.setattr(llr_fast.certificates.evaluation, "evaluate", counting)
+    monkeypatch.setattr(llr_fast.certificates.evaluation, "layers_of", counting)
     return sizes
 
 

@@ -6,16 +6,21 @@ import pytest
 import torch
 
 from llr_fast.certificates import sketch
+from llr_fast.norms import Statistic
 
 DTYPE = torch.float64
 DRAWS = 20_000
+
+
+def upper_bound(measured, q, directions, level):
+    return sketch.upper_bound(measured, q, directions, sketch.quantile(q, directions, level))
 
 
 def statistic(gradient, q, directions, generator):
     """What the evaluation adds up over the directions, for `DRAWS` independent draws."""
     drawn = sketch.draw(q, (DRAWS, directions, gradient.numel()), gradient, generator)
     along = (drawn @ gradient).abs()
-    return along.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else along.square().sum(1)
+    return along.log().sum(1) if sketch.statistic_over_random(q) is Statistic.SUM_LOG_ABS else along.square().sum(1)
 
 
 GRADIENTS = {
@@ -35,7 +40,7 @@ def test_violations_are_as_rare_as_promised(name, q, directions):
     norm = torch.linalg.vector_norm(gradient, q)
     measured = statistic(gradient, q, directions, torch.Generator().manual_seed(0))
     for level in (1e-1, 1e-2, 1e-3):
-        share = (sketch.upper_bound(measured, q, directions, level) < norm).double().mean().item()
+        share = (upper_bound(measured, q, directions, level) < norm).double().mean().item()
         assert share <= level + 4 * math.sqrt(level * (1 - level) / DRAWS)
 
 
@@ -45,7 +50,7 @@ def test_the_gaussian_bound_is_tight(name, directions):
     """For q = 2 the promised rate is attained."""
     gradient = GRADIENTS[name].to(DTYPE)
     measured = statistic(gradient, 2, directions, torch.Generator().manual_seed(1))
-    share = (sketch.upper_bound(measured, 2, directions, 0.1) < gradient.norm()).double().mean().item()
+    share = (upper_bound(measured, 2, directions, 0.1) < gradient.norm()).double().mean().item()
     assert abs(share - 0.1) <= 4 * math.sqrt(0.09 / DRAWS)
 
 
@@ -55,7 +60,7 @@ def joint(norms, distances, q, level, draws=DRAWS):
     gradients = torch.outer(norms, GRADIENTS["decaying"].to(DTYPE) / GRADIENTS["decaying"].norm(q))
     drawn = sketch.draw(q, (draws, 6, gradients.size(1)), gradients, generator)
     along = (drawn @ gradients.T).abs()
-    measured = along.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else along.square().sum(1)
+    measured = along.log().sum(1) if sketch.statistic_over_random(q) is Statistic.SUM_LOG_ABS else along.square().sum(1)
     layers = [5, len(norms) - 5]
     statistics, away = measured.split(layers, 1), distances.expand(draws, -1).split(layers, 1)
     return torch.cat(sketch.joint_bounds(list(statistics), list(away), q, 6, level), 1)
@@ -85,7 +90,7 @@ def test_joint_bounds_of_orthonormal_gradients(name, first, q):
     The first sample of the batch is an unlike one. Gaussian bounds fail just as often as promised in the worst case.
     """
     drawn = sketch.draw(q, (DRAWS, 6, 30), torch.ones(1, dtype=DTYPE), torch.Generator().manual_seed(8)).abs()
-    measured = drawn.log().sum(1) if sketch.statistic_for(q) == "sum_log_abs" else drawn.square().sum(1)
+    measured = drawn.log().sum(1) if sketch.statistic_over_random(q) is Statistic.SUM_LOG_ABS else drawn.square().sum(1)
     distances = MAGNITUDES[name].to(DTYPE).repeat(DRAWS, 1)
     distances[0] = MAGNITUDES[first]
     layers = [15, 10, 5]
@@ -120,7 +125,7 @@ def test_bounds_at_the_working_point_are_useful(q, factor):
     """20 directions, 1e-10 shared by a million neurons."""
     gradient = GRADIENTS["decaying"].to(DTYPE)
     measured = statistic(gradient, q, 20, torch.Generator().manual_seed(2))
-    ratio = sketch.upper_bound(measured, q, 20, 1e-16) / torch.linalg.vector_norm(gradient, q)
+    ratio = upper_bound(measured, q, 20, 1e-16) / torch.linalg.vector_norm(gradient, q)
     assert (ratio > 1).all() and ratio.median() < 2 * factor
 
 
@@ -129,22 +134,22 @@ def test_bounds_scale_with_the_gradient_and_fall_with_the_level(q):
     gradient = GRADIENTS["equal"].to(DTYPE)
     measured = statistic(gradient, q, 10, torch.Generator().manual_seed(3))
     scaled = statistic(4 * gradient, q, 10, torch.Generator().manual_seed(3))
-    bound = sketch.upper_bound(measured, q, 10, 1e-6)
-    torch.testing.assert_close(sketch.upper_bound(scaled, q, 10, 1e-6), 4 * bound)
-    assert (sketch.upper_bound(measured, q, 10, 1e-3) < bound).all()
+    bound = upper_bound(measured, q, 10, 1e-6)
+    torch.testing.assert_close(upper_bound(scaled, q, 10, 1e-6), 4 * bound)
+    assert (upper_bound(measured, q, 10, 1e-3) < bound).all()
 
 
 @pytest.mark.parametrize("q", [1, 2, math.inf])
 def test_no_gradient_has_bound_zero(q):
     zero = torch.zeros(4, dtype=DTYPE)
-    assert (sketch.upper_bound(statistic(zero, q, 5, torch.Generator().manual_seed(4)), q, 5, 1e-6) == 0).all()
+    assert (upper_bound(statistic(zero, q, 5, torch.Generator().manual_seed(4)), q, 5, 1e-6) == 0).all()
 
 
 @pytest.mark.parametrize("q", [1, 2, math.inf])
 @pytest.mark.parametrize("level", [1e-10, 1e-20, 1e-100])
 def test_smallest_levels_stay_finite(q, level):
     measured = statistic(GRADIENTS["equal"].to(DTYPE), q, 20, torch.Generator().manual_seed(5))[:100]
-    bound = sketch.upper_bound(measured, q, 20, level)
+    bound = upper_bound(measured, q, 20, level)
     assert bound.isfinite().all() and (bound > GRADIENTS["equal"].norm(q)).all()
 
 
@@ -163,5 +168,5 @@ def test_the_cauchy_bound_is_the_best_of_chernoff(level, directions):
     """E |C|^-s = 1 / cos(pi s / 2): the least deviation d with exp(-s d) E |C|^-s ... = level, on a fine grid of s."""
     s = torch.linspace(1e-4, 1 - 1e-4, 200_001, dtype=DTYPE)
     least = ((-math.log(level) - directions * (math.pi * s / 2).cos().log()) / s).min().item()
-    bound = sketch.upper_bound(torch.zeros(1, dtype=DTYPE), 1, directions, level).log().item() * directions
+    bound = upper_bound(torch.zeros(1, dtype=DTYPE), 1, directions, level).log().item() * directions
     assert bound == pytest.approx(least, rel=1e-5)

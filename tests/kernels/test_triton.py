@@ -5,11 +5,11 @@ import itertools
 import math
 import sys
 
+import operators as ops
 import pytest
 import torch
 from ops import operator_cases as oc
 
-from llr_fast import ops
 from llr_fast.dispatch import backend, implementation
 
 pytestmark = pytest.mark.triton

@@ -45,8 +45,8 @@ def same_margins(model: nn.Module, other: nn.Module, x: torch.Tensor) -> None:
     assert torch.equal(llr_fast.activation_pattern(model, x), llr_fast.activation_pattern(other, x))
     penalties = [llr_fast.ROLLLoss(m, estimator="exact")(x)[1] for m in (model, other)]
     torch.testing.assert_close(*penalties)
-    names = [layer.z.shape for layer in llr_fast.certificates.evaluation.values(model, x, DTYPE)]
-    assert names == [layer.z.shape for layer in llr_fast.certificates.evaluation.values(other, x, DTYPE)]
+    names = [layer.z.shape for layer in llr_fast.certificates.evaluation.values_of(model, x, DTYPE)]
+    assert names == [layer.z.shape for layer in llr_fast.certificates.evaluation.values_of(other, x, DTYPE)]
 
 
 ONE_ENTRY = {
@@ -72,7 +72,7 @@ def test_windows_of_one_entry_hold_no_neurons(name):
     x = torch.randn(3, 4)
     everything(model, x)
     losses(model, x)
-    layers = llr_fast.certificates.evaluation.values(model, x, DTYPE)
+    layers = llr_fast.certificates.evaluation.values_of(model, x, DTYPE)
     assert len(layers) == 1 and layers[0].name.endswith(":relu")
     alone = nn.Sequential(*model[:3])
     everything(alone, x)
@@ -85,7 +85,7 @@ def test_windows_of_one_entry_among_others():
     x = torch.randn(3, 1, 4, 4)  # windows of 4, 2, 2 and 1 of 3 x 3
     everything(model, x)
     losses(model, x)
-    (layer,) = llr_fast.certificates.evaluation.values(model, x, DTYPE)
+    (layer,) = llr_fast.certificates.evaluation.values_of(model, x, DTYPE)
     assert layer.z.shape == (3, 2 * (3 + 1 + 1))
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import llr_fast
-from llr_fast.certificates.evaluation import evaluate
+from llr_fast.certificates.evaluation import layers_of
 from llr_fast.certificates.frozen import freeze
 from llr_fast.linearized.directions import Directions, axes
-from llr_fast.linearized.tape import Noted, Tape
-from llr_fast.norms import norm
+from llr_fast.linearized.operations import Activated, Batched, Parts
+from llr_fast.linearized.tape import Tape, Taped
+from llr_fast.norms import Statistic, norm
 
 DTYPE = torch.float64
 
@@ -27,17 +28,21 @@ class Counting(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.parametrize("statistic", ["sum_squares", "sum_abs", "max_abs", "sum_log_abs", None])
+@pytest.mark.parametrize("statistic", [*Statistic, None])
 @pytest.mark.parametrize("name", networks.NAMES)
 def test_a_replay_measures_what_an_evaluation_does(name, statistic):
     model, x = networks.build(name)
     directions = torch.randn(3, *x.shape, dtype=DTYPE)
-    layers = evaluate(model, x, Directions(directions), DTYPE, statistic)
+    layers = layers_of(model, x, Directions(directions), DTYPE)
     frozen = freeze(model, x, DTYPE)
     for _ in range(2):
-        found = frozen.along(Directions(directions), statistic)
-        for layer, measured in zip(layers, found, strict=True):
-            torch.testing.assert_close(measured, layer.statistic, rtol=1e-12, atol=1e-12)
+        if statistic is None:
+            found, expected = frozen.tangents(Directions(directions)), [layer.tangents for layer in layers]
+        else:
+            found = frozen.statistics([Directions(directions)], statistic)
+            expected = [Directions(layer.tangents).measured(statistic) for layer in layers]
+        for measured, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(measured, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["relu", "residual", "recurrent_time_first", "max_pool2d"])
@@ -46,10 +51,10 @@ def test_a_replay_is_differentiable_by_the_directions(name):
     with torch.inference_mode():
         frozen = freeze(model, x, DTYPE)
     directions = torch.zeros(1, *x.shape, dtype=DTYPE, requires_grad=True)
-    last = frozen.along(Directions(directions))[-1]
+    last = frozen.tangents(Directions(directions))[-1]
     (gradient,) = torch.autograd.grad(last[0, 0, 0], directions)
     every_axis = axes(x[:1], 0, x[0].numel(), DTYPE)
-    expected = freeze(model, x[:1], DTYPE).along(every_axis)[-1][:, 0, 0].view_as(x[0])
+    expected = freeze(model, x[:1], DTYPE).tangents(every_axis)[-1][:, 0, 0].view_as(x[0])
     torch.testing.assert_close(gradient[0, 0], expected)
     assert gradient[0, 1:].count_nonzero() == 0
 
@@ -80,37 +85,38 @@ class Number:
     def pointwise(self, function, shape, *others):
         return Number(function(self.value, *(other.value for other in others)))
 
-    def mapped(self, function):
+    def parts(self, function, count):
         return [Number(v) for v in function(self.value)]
 
-    def activate(self, slope, statistic):
-        return Number(slope * self.value), (self.value, len(alive))
+
+def activate(number, slope):
+    return Number(slope * number.value), (number.value, len(alive))
 
 
 def test_linearizations_are_let_go_after_their_last_use():
     tape = Tape(DTYPE)
-    eight = Noted(tape)
+    eight = Taped(tape)
     for _ in range(3):
         eight = eight.batched(lambda v: 2 * v)
     sixteen = eight.pointwise(lambda a, b: a + b, (1,), eight)  # the same operand twice
-    second = sixteen.mapped(lambda v: (v, -v))[1]
-    second.activate(torch.ones(()), None)[0].batched(lambda v: 1 / 0)  # beyond the last layer: left out
-    assert [operation.method for operation in tape.operations][-3:] == ["__getitem__", "activate", "batched"]
+    second = sixteen.parts(lambda v: (v, -v), 2)[1]
+    second.activated(torch.ones(())).batched(lambda v: 1 / 0)  # beyond the last layer: left out
+    assert [type(entry.operation) for entry in tape.entries][-3:] == [Parts, Activated, Batched]
     for _ in range(2):
-        found = list(tape.along(Number(1), None))
+        found = list(tape.replay(Number(1), activate))
         assert found == [(-16, 2)]  # the layer's and its result
 
 
 def test_an_operand_is_kept_for_its_later_use():
     tape = Tape(DTYPE)
-    start = Noted(tape)
+    start = Taped(tape)
     sum_of_both = start.batched(lambda v: 2 * v).pointwise(lambda a, b: a + b, (1,), start)
-    sum_of_both.activate(torch.ones(()), None)
-    assert [value for value, _ in tape.along(Number(1), None)] == [3]
+    sum_of_both.activated(torch.ones(()))
+    assert [value for value, _ in tape.replay(Number(1), activate)] == [3]
 
 
 def test_a_network_without_layers_measures_nothing():
-    assert list(Tape(DTYPE).along(Number(1), None)) == []
+    assert list(Tape(DTYPE).replay(Number(1), activate)) == []
 
 
 WEIGHTED = {
@@ -140,7 +146,7 @@ def test_norms_of_a_first_layer_are_those_of_its_weights(name, q):
             module.weight.data.normal_()
     x = torch.randn(3, 2, 6, dtype=DTYPE) if "convolution" in name else torch.randn(3, 6, dtype=DTYPE)
     frozen = freeze(nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.ReLU()), x, DTYPE)
-    gradients = frozen.along(axes(x, 0, x[0].numel(), DTYPE))[0].movedim(0, -1)
+    gradients = frozen.tangents(axes(x, 0, x[0].numel(), DTYPE))[0].movedim(0, -1)
     found = frozen.norms_of_weights(q, DTYPE)
     assert list(found) == [0]
     expected = norm(gradients.flatten(0, 1), q).view(len(x), -1)
@@ -149,7 +155,7 @@ def test_norms_of_a_first_layer_are_those_of_its_weights(name, q):
 
 def test_a_tangent_that_rounding_makes_zero_does_not_void_a_cauchy_bound():
     tangents = torch.tensor([[3.0, 0.0], [2.0, 2.0]]).unsqueeze(1)
-    (large, small) = Directions(tangents).activate(torch.ones(1, 2), "sum_log_abs")[1][0]
+    (large, small) = Directions(tangents).activated_and_measured(torch.ones(1, 2), Statistic.SUM_LOG_ABS)[1][0]
     assert large.isfinite() and small.isfinite()
     torch.testing.assert_close(small, (torch.tensor(3 * torch.finfo(torch.float32).eps) * 2).log())
 
@@ -159,7 +165,7 @@ def test_a_deferred_convolution_keeps_its_kernel():
     expected = torch.nn.functional.conv1d(tangents[0], kernel)
     deferred = Directions(tangents).convolved(torch.nn.functional.conv1d, kernel)
     kernel.mul_(2)
-    assert torch.equal(deferred.settled()[0], expected)
+    assert torch.equal(deferred.tangents[0], expected)
 
 
 def test_small_factors_of_a_batch_norm_do_not_void_the_search(monkeypatch):

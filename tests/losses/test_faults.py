@@ -119,7 +119,7 @@ class Random(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "owner, name", [(nn.BatchNorm1d, "forward"), (llr_fast.linearized.directions.Directions, "activate")]
+    "owner, name", [(nn.BatchNorm1d, "forward"), (llr_fast.linearized.directions.Directions, "activated_and_totalled")]
 )
 def test_interruption_leaves_nothing_behind(owner, name):
     """After an interruption in the model or in its tangents, the next step gives what it would have given."""

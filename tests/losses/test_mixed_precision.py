@@ -69,7 +69,7 @@ def test_autocast(make, monkeypatch):
         for (by, backend), found in ours.items():
             with torch.autocast("cpu", torch.bfloat16), llr_fast.backend(backend), monkeypatch.context() as patch:
                 if by == "axes":
-                    patch.setattr(llr_fast.losses.estimators.Step, "gram", None)
+                    patch.setattr(llr_fast.losses.estimators.TrainingStep, "chain", None)
                 output, penalty = llr_fast.ROLLLoss(model, estimator="exact")(x)
             assert (output.dtype, penalty.dtype) == (torch.bfloat16, torch.float32)
             found.append(errors(results(penalty, model), exact))
@@ -80,13 +80,14 @@ def test_autocast(make, monkeypatch):
 def test_tangents_are_low_and_statistics_single(case, monkeypatch):
     model, x = case
     seen = []
-    evaluate = llr_fast.losses.estimators.Brackets.collect
+    totals = llr_fast.losses.estimators._totals
 
-    def collect(self, function, x, kinks, piece, measured):
-        seen.append((x.linearization.dtype, measured.dtype))
-        return evaluate(self, function, x, kinks, piece, measured)
+    def collect(activation, linearization):
+        found = totals(activation, linearization)
+        seen.append((linearization.dtype, found[1][1].dtype))
+        return found
 
-    monkeypatch.setattr(llr_fast.losses.estimators.Brackets, "collect", collect)
+    monkeypatch.setattr(llr_fast.losses.estimators, "_totals", collect)
     with torch.autocast("cpu", torch.bfloat16):
         llr_fast.ROLLLoss(model, estimator="rademacher")(x)
     assert {measured for _, measured in seen} == {torch.float32}

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import networks
 import oracle
@@ -63,9 +64,9 @@ def test_checkpoints_inside_the_model(estimator, gamma):
 
 def test_tangents_are_checkpointed_with_the_values(monkeypatch):
     """Along random directions, the backward pass computes those of every activation again."""
-    calls, activate = [], llr_fast.linearized.directions.Directions.activate
+    calls, activate = [], llr_fast.linearized.directions.Directions.activated_and_totalled
     counted = lambda self, *arguments: (calls.append(1), activate(self, *arguments))[1]  # noqa: E731
-    monkeypatch.setattr(llr_fast.linearized.directions.Directions, "activate", counted)
+    monkeypatch.setattr(llr_fast.linearized.directions.Directions, "activated_and_totalled", counted)
     model, x = convolutional()
     for inside, wanted in ((model, 3), (Checkpointed(model), 6)):
         calls.clear()
@@ -74,15 +75,37 @@ def test_tangents_are_checkpointed_with_the_values(monkeypatch):
 
 
 def test_exact_axes_are_computed_one_chunk_at_a_time_and_twice(monkeypatch):
-    chunks, along = [], llr_fast.losses.estimators.Step.along
-    seen = lambda self, directions, scale=1: (chunks.append(directions.count), along(self, directions, scale))[1]  # noqa: E731
-    monkeypatch.setattr(llr_fast.losses.estimators.Step, "along", seen)
+    chunks, along = [], llr_fast.losses.estimators.TrainingStep.squares_along
+    seen = lambda self, directions, scale=1: (chunks.append(directions.shape[0]), along(self, directions, scale))[1]  # noqa: E731
+    monkeypatch.setattr(llr_fast.losses.estimators.TrainingStep, "squares_along", seen)
     monkeypatch.setattr(llr_fast.certificates.evaluation, "MEMORY_BUDGET", 1)
     model, x = convolutional()
     penalty = llr_fast.ROLLLoss(Checkpointed(model), estimator="exact")(x)[1]
     assert chunks == [1] * x[0].numel()
     penalty.backward()
     assert chunks == [1] * 2 * x[0].numel()
+
+
+class BetweenConvolutions(nn.Module):
+    """Checkpoints that begin, and one that ends, with what a convolution made."""
+
+    def __init__(self, checkpointed):
+        super().__init__()
+        self.first, self.second, self.checkpointed = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), checkpointed
+
+    def forward(self, x):
+        run = partial(checkpoint, use_reentrant=False) if self.checkpointed else lambda part, h: part(h)
+        h = run(lambda h: self.second(h.relu()), self.first(x))
+        return run(lambda h: h.relu().flatten(1), h)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher"])
+def test_checkpoints_between_convolutions(estimator):
+    plain, inside = BetweenConvolutions(False).double(), BetweenConvolutions(True).double()
+    inside.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 1, 7, 7, dtype=DTYPE)
+    losses = (llr_fast.ROLLLoss(model, estimator=estimator) for model in (inside, plain))
+    same(*(step(loss, x) for loss in losses))
 
 
 def test_margin_loss_with_checkpoints():
@@ -178,7 +201,7 @@ def test_parametrizations(name, monkeypatch):
     reference, x = copy.deepcopy(model), torch.randn(3, 20, dtype=DTYPE)
     reference(x)
     reference.eval()
-    monkeypatch.setattr(llr_fast.losses.estimators.Step, "gram", None)  # all axes, in chunks
+    monkeypatch.setattr(llr_fast.losses.estimators.TrainingStep, "chain", None)  # all axes, in chunks
     llr_fast.ROLLLoss(model, estimator="exact")(x)[1].backward()
     expected = oracle.roll_penalty(reference, x)
     names, parameters = zip(*reference.named_parameters())

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+import operators as ops
 import torch
 from torch import Tensor
 
-from llr_fast import ops
 from llr_fast.dispatch import backend
 
 STATISTICS = ("sum_squares", "sum_abs", "max_abs")

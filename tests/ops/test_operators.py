@@ -1,11 +1,11 @@
 """The operators' references against the oracle, their gradients, and what they refuse."""
 
+import operators as ops
 import pytest
 import torch
 from ops import operator_cases as oc
 from torch.autograd import forward_ad
 
-from llr_fast import ops
 from llr_fast.dispatch import backend
 
 LOW = (torch.float16, torch.bfloat16)

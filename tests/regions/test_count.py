@@ -246,13 +246,13 @@ def test_segments_of_a_batch_are_independent():
 
 def test_one_tangent_for_each_region(monkeypatch):
     model, x = plain(5, 40, 40, 2), torch.randn(2, 5, dtype=DTYPE)
-    evaluate, points = llr_fast.certificates.evaluation.evaluate, []
+    layers_of, points = llr_fast.certificates.evaluation.layers_of, []
 
     def counting(model, x, *args, **options):
         points.append(len(x))
-        return evaluate(model, x, *args, **options)
+        return layers_of(model, x, *args, **options)
 
-    monkeypatch.setattr(llr_fast.certificates.evaluation, "evaluate", counting)
+    monkeypatch.setattr(llr_fast.certificates.evaluation, "layers_of", counting)
     (crossings,) = quiet(llr_fast.regions_along, model, x[:1], x[1:])
     assert len(crossings) > 20 and sum(points) == len(crossings) > 2 * len(points)
 
@@ -424,5 +424,5 @@ def test_groups_within_errors():
 
 def test_patterns_are_told_apart_by_128_bits():
     model, x = plain(2, 8, 2), torch.randn(3, 2, dtype=DTYPE)
-    hashes = pattern_hashes(evaluation.values(model, x, DTYPE), 3)
+    hashes = pattern_hashes(evaluation.values_of(model, x, DTYPE), 3)
     assert [len(found) for found in hashes] == 3 * [16]

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llr_fast.linearized.batch_axis import MixedSamplesError, Samples
-from llr_fast.linearized.table import refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor, identity
+from llr_fast.errors import MixedSamplesError
+from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.table import rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 from llr_fast.linearized.torch_modes import like
 
 
 def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]:
     """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet."""
-    keep = x.evaluation.constant
-    certificate = x.evaluation.certificate
+    keep = x.evaluation.settings.constant
+    certificate = x.evaluation.settings.certificate
     kept = [t.detach() if certificate and isinstance(t, Tensor) else t for t in tensors]
     return [keep(t, x.value.dtype) for t in tensors], kept
 
@@ -85,7 +87,7 @@ def _neg(function: Any, x: LinearizedTensor) -> LinearizedTensor:
 @rule("positive", "__pos__", "clone", "contiguous", "detach", "alias")
 def _same(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
     cut = function is Tensor.detach or function is torch.detach
-    keep_graph = not cut or x.evaluation.certificate
+    keep_graph = not cut or x.evaluation.settings.certificate
     return pointwise(x, function(x.value, *args, **kwargs), identity if keep_graph else torch.detach)
 
 
@@ -134,10 +136,10 @@ def _dropout(
 ) -> LinearizedTensor:
     if not training or p == 0:
         return pointwise(x, x.value, identity)
-    if x.evaluation.certificate or "alpha" in function.__name__:
-        functional = not x.evaluation.running_module().training
+    if x.evaluation.settings.certificate or "alpha" in function.__name__:
+        functional = not x.evaluation.module.find().training
         raise ValueError(
-            f"{function.__name__} in module {x.evaluation.module_path()!r} is in training mode"
+            f"{function.__name__} in module {x.evaluation.module.path()!r} is in training mode"
             + (", which the module is not; pass training=self.training" if functional else "")
             + "; certificates need model.eval()"
         )

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearized.rules.affine import constants, require_constant
-from llr_fast.linearized.table import function_name, refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor
+from llr_fast.linearized.table import function_name, rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 from llr_fast.linearized.torch_modes import like
 
 
@@ -75,9 +75,9 @@ def _batch_norm(
 ) -> LinearizedTensor:
     """With fixed statistics; in training, those of the batch count as constants of the step."""
     require_constant(function, running_mean, running_var, weight, bias)
-    if training and x.evaluation.certificate:
+    if training and x.evaluation.settings.certificate:
         raise ValueError(
-            f"batch_norm in module {x.evaluation.module_path()!r} is in training mode, where samples influence each "
+            f"batch_norm in module {x.evaluation.module.path()!r} is in training mode, where samples influence each "
             "other; certificates need model.eval()"
         )
     x.samples.kept((1,), "batch_norm")
@@ -87,7 +87,7 @@ def _batch_norm(
             running_mean, running_var = running_mean.clone(), running_var.clone()
         if x.value.numel() == x.value.size(1):
             raise ValueError(
-                f"batch_norm in module {x.evaluation.module_path()!r}: expected more than one value for each channel "
+                f"batch_norm in module {x.evaluation.module.path()!r}: expected more than one value for each channel "
                 f"in training mode, got shape {tuple(x.value.shape)}"
             )
         value, _, factor = torch.native_batch_norm(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.linearized.linearization import identity
 from llr_fast.linearized.rules.affine import pointwise, require_constant
-from llr_fast.linearized.table import function_name, refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor, identity
+from llr_fast.linearized.table import function_name, rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
 
 def activate(
@@ -31,9 +32,9 @@ def activate(
         return x.replaced(value, x.linearization)
     above = [x.value > kink for kink in kinks]
     piece = x.value.new_empty(0, dtype=torch.int16)
-    if x.evaluation.certificate:
+    if x.evaluation.settings.certificate:
         piece = above[0] if len(above) == 1 else sum(above, torch.zeros_like(x.value, dtype=torch.int16))
-    linearization = x.evaluation.report(name, x, kinks, piece, _slope(x, above, slopes))
+    linearization = x.activated(name, kinks, piece, _slope(x, above, slopes))
     return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
 
 
@@ -76,7 +77,7 @@ def _rrelu(
 ) -> LinearizedTensor:
     if training:
         raise ValueError(
-            f"rrelu in module {x.evaluation.module_path()!r} draws random slopes in training mode; call model.eval()"
+            f"rrelu in module {x.evaluation.module.path()!r} draws random slopes in training mode; call model.eval()"
         )
     return _leaky_relu(function, x, (lower + upper) / 2)
 
@@ -84,7 +85,7 @@ def _rrelu(
 @rule("prelu")
 def _prelu(function: Any, x: LinearizedTensor, weight: Tensor) -> LinearizedTensor:
     require_constant(function, weight)
-    keep = x.evaluation.constant
+    keep = x.evaluation.settings.constant
     value = F.prelu(x.value, keep(weight, x.value.dtype))
     slope = keep(weight, x.linearization.dtype)
     if slope.numel() > 1:

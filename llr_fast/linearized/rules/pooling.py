@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
-from llr_fast.linearized.table import function_name, refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor
+from llr_fast.linearized.table import function_name, rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
 Bounds = list[list[list[int]]]  # per spatial axis, per window: the positions in it
 
@@ -103,7 +103,7 @@ def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTenso
         ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
         piece = winner[..., window].to(torch.int16 if entries.size(1) <= 2**15 else torch.int32)
         slope = torch.ones_like(ahead.value, dtype=torch.bool)
-        x.evaluation.report(function_name(function).removesuffix("_with_indices"), ahead, (0.0,), piece, slope)
+        ahead.activated(function_name(function).removesuffix("_with_indices"), (0.0,), piece, slope)
     value = winning(x.value, -math.inf).unflatten(-1, shape)
     return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)), exact=True)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.utils._pytree import tree_map_only
 
-from llr_fast.linearized.table import refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor
+from llr_fast.linearized.table import rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
 
 @rule(

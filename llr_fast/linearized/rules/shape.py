@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from llr_fast.linearized.batch_axis import MixedSamplesError, Samples
+from llr_fast.errors import MixedSamplesError
+from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.linearization import identity
 from llr_fast.linearized.rules.affine import pointwise
-from llr_fast.linearized.table import function_name, refuse, rule
-from llr_fast.linearized.tensor import LinearizedTensor, identity
+from llr_fast.linearized.table import function_name, rule
+from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
 
 @rule("reshape", "view", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze")
@@ -81,7 +83,7 @@ def _pad(
 def _cat(function: Any, tensors: Sequence[Any], dim: int = 0) -> LinearizedTensor:
     """Constants keep their values in the value, and are zero in the linear part."""
     operands = [t for t in tensors if isinstance(t, LinearizedTensor)]
-    first, constant = operands[0], operands[0].evaluation.constant
+    first, constant = operands[0], operands[0].evaluation.settings.constant
     along_samples = dim % first.value.dim() == first.samples.dim
     if any(x.samples != first.samples for x in operands) or (along_samples and len(operands) < len(tensors)):
         first.samples.kept(range(first.value.dim()), "cat of tensors whose samples lie along different axes")
@@ -114,7 +116,7 @@ def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     args, kwargs = stand_in((args, kwargs))
     if not isinstance(x, LinearizedTensor):
         return function(x, *args, **kwargs)
-    declared = x.evaluation.declared
+    declared = x.evaluation.settings.declared
     target = function(x.stand_in().new_empty(0), *args, **kwargs)
     if not target.is_floating_point() or (declared and target.dtype.itemsize < declared.itemsize):
         raise refuse(x, function, f"a cast to {target.dtype} rounds, which is not piecewise linear")
@@ -138,12 +140,12 @@ def _apply(function: Any, follow: Follow, x: Any, args: tuple[Any, ...], kwargs:
         return function(t, *rest, **kwargs)
 
     value = run(x.value, *args)
-    linearization = x.linearization.mapped(lambda t: run(t, *args))
     parts = [value] if isinstance(value, Tensor) else value
     samples = [x.samples] * len(parts) if x.samples.count == 1 else follow(run, x, args, parts, function_name(function))
     if isinstance(value, Tensor):
-        return x.replaced(value, linearization, samples[0])
-    return type(value)(x.replaced(v, linearization[i], s) for i, (v, s) in enumerate(zip(value, samples, strict=True)))
+        return x.replaced(value, x.linearization.mapped(lambda t: run(t, *args)), samples[0])
+    linearizations = x.linearization.parts(lambda t: run(t, *args), len(parts))
+    return type(value)(x.replaced(*part) for part in zip(value, linearizations, samples, strict=True))
 
 
 def _by_shapes(

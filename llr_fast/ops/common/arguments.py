@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ...norms import Statistic
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-STATISTICS = ("sum_squares", "sum_abs", "max_abs")
+STATISTICS = (Statistic.SUM_SQUARES, Statistic.SUM_ABS, Statistic.MAX_ABS)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,9 +44,11 @@ def check_alike(**tensors: Tensor) -> None:
             raise ValueError(f"{name}: expected device {model.device} as {first} has, got {tensor.device}")
 
 
-def check_statistic(statistic: str) -> None:
+def check_statistic(statistic: Statistic | str) -> str:
+    """Its name, for the operator's schema."""
     if statistic not in STATISTICS:
-        raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
+        raise ValueError(f"statistic: expected one of {', '.join(s.value for s in STATISTICS)}, got {statistic!r}")
+    return Statistic(statistic).value
 
 
 def refuse_forward_mode(op: str, *tensors: Tensor) -> None:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ...dispatch import define, differentiate
+from ...norms import Statistic
 from ..common.arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
 
 
 def masked_linear(
-    tangents: Tensor, slope: Tensor, weight: Tensor, statistic: str, store: bool = True
+    tangents: Tensor, slope: Tensor, weight: Tensor, statistic: Statistic | str, store: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Apply the slopes of an activation and the next linear layer to tangents, and measure the result.
 
@@ -41,7 +42,7 @@ def masked_linear(
         raise ValueError("tangents: expected at least one direction, got shape " + str(list(tangents.shape)))
     check_tensor("weight", weight, f"[O, {inputs}]", (None, inputs))
     check_alike(tangents=tangents, slope=slope, weight=weight)
-    check_statistic(statistic)
+    statistic = check_statistic(statistic)
     refuse_forward_mode("masked_linear", tangents, slope, weight)
     return torch.ops.llr_fast.masked_linear(tangents, slope, weight, statistic, store)
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ...dispatch import define, differentiate
+from ...norms import Statistic
 from ..common.arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
 
 
-def tangent_activation(tangents: Tensor, slope: Tensor, statistic: str) -> tuple[Tensor, Tensor]:
+def tangent_activation(tangents: Tensor, slope: Tensor, statistic: Statistic | str) -> tuple[Tensor, Tensor]:
     """Multiply the tangents of a layer by the slopes of its activation and measure the incoming tangents.
 
         out[k, b, j] = tangents[k, b, j] * slope[b, j]
@@ -35,7 +36,7 @@ def tangent_activation(tangents: Tensor, slope: Tensor, statistic: str) -> tuple
     if len(tangents) == 0:
         raise ValueError("tangents: expected at least one direction, got shape " + str(list(tangents.shape)))
     check_alike(tangents=tangents, slope=slope)
-    check_statistic(statistic)
+    statistic = check_statistic(statistic)
     refuse_forward_mode("tangent_activation", tangents, slope)
     return torch.ops.llr_fast.tangent_activation(tangents, slope, statistic)
 

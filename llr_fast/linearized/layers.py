@@ -1,0 +1,83 @@
+"""The neurons of one call of a piecewise-linear function, and how evaluations collect them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.linearization import Linearization
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One call of a piecewise-linear function, as a model makes it: tensors have the shape of its argument `z`."""
+
+    name: str
+    z: Tensor
+    kinks: tuple[float, ...]
+    piece: Tensor  # integers, or bool where there are two; empty in training, which does not need it
+    slope: Tensor  # of the piece, as a mask or in the dtype of the tangents
+    samples: Samples
+
+
+# Takes an activation and the linearization of its argument; returns the linearization of the result, and what the
+# evaluation is to keep of the neurons.
+Collector = Callable[[Activation, Linearization], tuple[Linearization, T]]
+
+
+@dataclass
+class Layer:
+    """The neurons of one activation; `B` samples of `n` neurons each."""
+
+    name: str
+    z: Tensor  # [B, n]
+    kinks: tuple[float, ...]
+    piece: Tensor  # [B, n], as that of the activation
+    tangents: Tensor  # [K, B, n], derivatives of z along K directions; K = 0 where there are none
+    samples: Samples  # where the B samples lie in what the network computed
+
+    @property
+    def offset(self) -> Tensor:
+        """z minus the nearest kink, [B, n]."""
+        return offset(self.z, self.kinks)
+
+    @property
+    def distance(self) -> Tensor:
+        """Distance of z to the nearest kink, [B, n]."""
+        return self.offset.abs()
+
+
+def offset(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """z minus the nearest of its kinks; the lower one where two are equally near."""
+    if kinks == (0.0,):
+        return z
+    with torch.no_grad():
+        nearest = torch.full_like(z, kinks[0])
+        for kink in kinks[1:]:
+            nearest = torch.where((z - kink).abs() < (z - nearest).abs(), kink, nearest)
+    return z - nearest
+
+
+def values(activation: Activation, linearization: Linearization) -> tuple[Linearization, Layer]:
+    """Collects the neurons without derivatives."""
+    return linearization.activated(activation.slope), _layer(activation, activation.z.new_empty(0, *activation.z.shape))
+
+
+def tangents(activation: Activation, linearization: Linearization) -> tuple[Linearization, Layer]:
+    """Collects the neurons with their tangents, of an evaluation along directions."""
+    assert isinstance(linearization, Directions)
+    return linearization.activated(activation.slope), _layer(activation, linearization.tangents)
+
+
+def _layer(of: Activation, tangents: Tensor) -> Layer:
+    rows = of.samples.rows
+    piece = rows(of.piece) if of.piece.numel() else of.piece
+    return Layer(of.name, rows(of.z), of.kinks, piece, rows(tangents, lead=1), of.samples)

@@ -1,0 +1,35 @@
+"""Which module of a model is running."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from types import FrameType
+
+from torch import nn
+
+
+class RunningModule:
+    """Finds the module of a model whose forward is running, in the frames of the functions that called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def path(self) -> str:
+        """Its path in the model; the model's class name for the model itself."""
+        module = self.find()
+        return self._paths.get(id(module)) or type(module).__name__
+
+    def find(self) -> nn.Module:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if isinstance(owner, nn.Module) and id(owner) in self._paths:
+                return owner
+            frame = frame.f_back
+        return self._model
+
+    @cached_property
+    def _paths(self) -> dict[int, str]:
+        return {id(module): path for path, module in self._model.named_modules()}
