@@ -15,7 +15,7 @@ from llr_fast import ROLLLoss
 from llr_fast.commands import demo
 from llr_fast.paper import toy
 from llr_fast.paper.study import save
-from llr_fast.reports.plot import plot_regions, plot_stability_bounds
+from llr_fast.plot import plot_regions, plot_stability_bounds
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 NORM = {1: "1", 2: "2", math.inf: r"\infty"}

@@ -9,6 +9,7 @@ from llr_fast.losses.roll import ROLLLoss
 from llr_fast.regions.count import RegionCount, count_linear_regions
 from llr_fast.regions.density import region_density
 from llr_fast.regions.distortion import Distortion, gradient_distortion
+from llr_fast.regions.plane import regions_on_plane
 from llr_fast.regions.segment import Crossings, regions_along
 from llr_fast.reports.report import Report, evaluate
 
@@ -36,5 +37,6 @@ __all__ = [
     "margin",
     "region_density",
     "regions_along",
+    "regions_on_plane",
     "set_backend",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import llr_fast
-from llr_fast.reports.plot import plot_margins, plot_regions, plot_stability_bounds
+from llr_fast.plot import plot_margins, plot_regions, plot_stability_bounds
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()

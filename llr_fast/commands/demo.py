@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from llr_fast import ROLLLoss, activation_pattern, margin
 from llr_fast.checks import check_count, check_folder, check_seed
-from llr_fast.reports.plot import plot_margins
+from llr_fast.plot import plot_margins
 
 NORMS = (1, 2, float("inf"))
 BATCH = 64

@@ -105,7 +105,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Medians over the images, a point for each network; bars from P25 to P75."""
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import COLOURS
+    from llr_fast.plot import COLOURS
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()

@@ -140,7 +140,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
     """Relative standard deviations, a bar for each distribution."""
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import COLOURS
+    from llr_fast.plot import COLOURS
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     ax = figure.subplots()

@@ -148,7 +148,7 @@ def _named(variant: Variant) -> tuple[str, str]:
 def _histograms(found: Mapping[Variant, Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import plot_margins
+    from llr_fast.plot import plot_margins
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     exact = {_loss(v.C): torch.tensor(f["values"]) for v, f in found.items() if v.C is None or v.estimator == "exact"}

@@ -139,7 +139,7 @@ def draw(seconds: Mapping[str, float]) -> Figure:
     """Bars on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import COLOURS
+    from llr_fast.plot import COLOURS
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     ax = figure.subplots()

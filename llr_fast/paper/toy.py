@@ -90,7 +90,7 @@ def figure(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> Figure:
     """A panel for each network: regions, l2 margins and gradients of the points, prediction."""
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import plot_regions
+    from llr_fast.plot import plot_regions
 
     panels = Figure(figsize=(4 * len(networks), 4), layout="constrained")
     for i, (ax, (name, model)) in enumerate(zip(panels.subplots(1, len(networks)), networks.items())):

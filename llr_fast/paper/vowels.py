@@ -123,7 +123,7 @@ def _stability(networks: Mapping[Variant, Trained], data: Split, at: Mapping[str
     """
     from matplotlib.figure import Figure
 
-    from llr_fast.reports.plot import plot_stability_bounds
+    from llr_fast.plot import plot_stability_bounds
 
     figure = Figure(figsize=(11, 2.6 * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), len(at), sharex="col")

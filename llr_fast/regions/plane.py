@@ -17,6 +17,7 @@ from llr_fast.certificates import evaluation
 from llr_fast.certificates.rounding import Rounding, stays_on, without_sides
 from llr_fast.checks import check_finite, check_range, check_tensor
 from llr_fast.data import PATIENCE
+from llr_fast.linearized.torch_modes import as_written
 from llr_fast.regions.count import pattern_hashes
 
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
@@ -63,6 +64,7 @@ class Plane(nn.Module):
         return (points.flatten(1) - self.origin) @ self.axes.t()
 
 
+@as_written
 def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress: bool = True) -> list[Tensor]:
     """The linear regions of a network of two inputs within a rectangle.
 
@@ -84,9 +86,8 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
         ValueError: the rectangle is empty; and as `margin`.
 
     Example:
-        >>> import torch
-        >>> from llr_fast.regions.plane import regions_on_plane
-        >>> regions = regions_on_plane(torch.nn.ReLU(), (-1, 2, -1, 1), like=torch.zeros(1))
+        >>> import torch, llr_fast
+        >>> regions = llr_fast.regions_on_plane(torch.nn.ReLU(), (-1, 2, -1, 1), like=torch.zeros(1))
         >>> sorted(polygon.amax(0).tolist() for polygon in regions)
         [[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]]
     """

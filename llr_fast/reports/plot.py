@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import norms
-from llr_fast.certificates import evaluation
-from llr_fast.certificates.margin import margin
 from llr_fast.certificates.neurons import directional_margin
 from llr_fast.checks import check_choice, check_count, check_model, check_tensor, described
-from llr_fast.outputs import logits_of
-from llr_fast.regions.plane import Extent, Plane, check_extent, regions_on_plane
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +43,7 @@ def plot_margins(margins: Mapping[str, Tensor], *, p: float = 2, unit: str = "in
         raise ValueError(f"margins: expected 1 to {len(COLOURS)} networks, got {len(margins)}")
     drawn = {name: _drawable(name, values) for name, values in margins.items()}
     if ax is None:
-        ax = _new_axes()
+        ax = new_axes()
     exponents = torch.cat(list(drawn.values())).log10()
     low, high = exponents.min().item() - 0.01, exponents.max().item() + 0.01
     edges = torch.logspace(low, high, 49, dtype=torch.float64, device="cpu").tolist()
@@ -58,87 +54,6 @@ def plot_margins(margins: Mapping[str, Tensor], *, p: float = 2, unit: str = "in
         ax.hist(values.numpy(), edges, histtype="step", color=colour, linewidth=1.5, label=label)
         ax.axvline(median, color=colour, linestyle="--", linewidth=1.2)
     _label(ax, p, unit)
-    return ax
-
-
-def plot_regions(
-    model: nn.Module,
-    x: Tensor | None = None,
-    *,
-    y: Tensor | None = None,
-    through: Tensor | None = None,
-    extent: Extent | None = None,
-    p: float = 2,
-    target: int = -1,
-    resolution: int = 200,
-    colorbar: bool = True,
-    ax: Axes | None = None,
-    progress: bool = True,
-) -> Axes:
-    """Draws the linear regions of a network on a plane, as in Figure 1 of the paper.
-
-    Lines are the exact boundaries of the regions. Around each point lies the l_p ball of its margin: a circle, a
-    diamond (p = 1) or a square (p = inf). Arrows are gradients of the drawn logit, the longest a tenth of the picture.
-    The colour is the predicted probability.
-
-    Args:
-        model: a piecewise-linear network in evaluation mode, with output [B], [B, 1] or [B, classes], found
-            as by `evaluate`.
-        x: [B, 2], points to draw; without `through`, the inputs of the network.
-        y: [B], their classes, which choose the markers.
-        through: [3, ...], inputs of a network of any number of inputs, to draw the plane through them. Axes then
-            measure l2 distance on the plane from the first point towards the second, and across; the points drawn are
-            these three, and margins are those within the plane.
-        extent: left, right, bottom, top of the picture; default: the points and some space around them.
-        p: 1, 2 or inf.
-        target: the class whose logit and probability are drawn; a single output is a logit.
-        resolution: pixels of the probabilities along each axis.
-        colorbar: whether to draw the scale of the probabilities.
-        ax: where to draw; a new figure if None.
-        progress: whether long work shows a progress bar.
-
-    Returns:
-        The axes. `ax.figure.savefig(path)` writes the picture.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: neither points nor extent are given, or their shapes do not fit; and as `margin`.
-
-    Example:
-        >>> import torch
-        >>> from llr_fast.reports.plot import plot_regions
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-        >>> ax = plot_regions(model, torch.randn(5, 2), extent=(-1, 1, -1, 1), p=1)
-        >>> ax.get_xlabel(), ax.get_ylabel()
-        ('$x_1$', '$x_2$')
-    """
-    check_model(model)
-    p, resolution = check_choice("p", p, norms.NORMS), check_count("resolution", resolution)
-    if through is not None:
-        if x is not None:
-            raise ValueError("x: expected None where `through` is given, whose points are drawn")
-        model = Plane(model, through)
-        x = model.coordinates(through)
-    if x is not None:
-        evaluation.check(model, x, torch.float64)
-        if x.shape[1:] != (2,):
-            raise ValueError(f"x: expected points [B, 2], got shape {tuple(x.shape)}; use through= for larger inputs")
-    if y is not None and (x is None or not isinstance(y, Tensor) or y.shape != x.shape[:1]):
-        points = "no points" if x is None else f"{len(x)} points"
-        raise ValueError(f"y: expected a tensor of the classes of {points}, got {described(y)}")
-    extent = _around(x) if extent is None else check_extent(extent)
-    like = x if x is not None else next(model.parameters(), torch.zeros(1, device="cpu")).detach()
-    _check_target(model, like, target)
-    ax = _new_axes((6, 5)) if ax is None else ax
-    _draw_probability(ax, model, extent, like, target, resolution, colorbar)
-    _draw_boundaries(ax, regions_on_plane(model, extent, like=like, progress=progress))
-    if x is not None:
-        _draw_balls(ax, x, margin(model, x, p).value, p)
-        _draw_gradients(ax, model, x, target, extent)
-        _draw_points(ax, x, y)
-    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
-    first, second = ("distance along the plane", "distance across") if through is not None else ("$x_1$", "$x_2$")
-    ax.set(xlabel=first, ylabel=second)
     return ax
 
 
@@ -176,7 +91,7 @@ def plot_stability_bounds(
     if x.dim() != 2 or not -x.size(1) <= channel < x.size(1):
         raise ValueError(f"x: expected a sequence [T, C] with channel {channel}, got shape {tuple(x.shape)}")
     if ax is None:
-        ax = _new_axes((7, 3))
+        ax = new_axes((7, 3))
     steps = x.size(0)
     direction = torch.zeros(2, steps, *x.shape, dtype=x.dtype, device=x.device)
     time = torch.arange(steps, device=x.device)
@@ -206,83 +121,6 @@ def _side(marker: str) -> str:
     return "below" if marker == "v" else "above"
 
 
-def _around(x: Tensor | None) -> Extent:
-    if x is None:
-        raise ValueError("extent: expected left, right, bottom, top where no points are given")
-    low, high = x.amin(0).double(), x.amax(0).double()
-    space = 0.15 * (high - low).max().item() or 1.0
-    (left, bottom), (right, top) = (low - space).tolist(), (high + space).tolist()
-    return left, right, bottom, top
-
-
-def _draw_probability(
-    ax: Axes, model: nn.Module, extent: Extent, like: Tensor, target: int, resolution: int, colorbar: bool
-) -> None:
-    across, up = (
-        torch.linspace(low, high, 2 * resolution + 1, dtype=torch.float64, device="cpu")[1::2]
-        for low, high in (extent[:2], extent[2:])
-    )
-    grid = torch.cartesian_prod(up, across).flip(1).to(like)
-    with torch.no_grad():
-        logit = logits_of(model(grid.clone()))
-        probability = logit.sigmoid() if logit.size(1) == 1 else logit.softmax(1)[:, target : target + 1 or None]
-    image = probability.view(resolution, resolution).float().cpu().numpy()
-    # Pale, so that lines and arrows show on it.
-    drawn = ax.imshow(image, "PuOr", origin="lower", extent=extent, vmin=0, vmax=1, alpha=0.4, interpolation="bilinear")
-    if colorbar:
-        name = "the positive class" if logit.size(1) == 1 else f"class {range(logit.size(1))[target]}"
-        ax.figure.colorbar(drawn, ax=ax, label=f"predicted probability of {name}", shrink=0.85)
-
-
-def _check_target(model: nn.Module, like: Tensor, target: int) -> None:
-    origin = like.new_zeros(1, 2)
-    # Refuses layers in training mode, which the model itself would update.
-    evaluation.values_of(model, origin, torch.float64)
-    with torch.no_grad():
-        classes = logits_of(model(origin)).size(1)
-    if check_count("target", target, -classes) >= classes:
-        raise ValueError(f"target: expected a class from {-classes} to {classes - 1}, got {target}")
-
-
-def _draw_boundaries(ax: Axes, regions: list[Tensor]) -> None:
-    from matplotlib.collections import PolyCollection
-
-    polygons = [polygon.numpy() for polygon in regions]
-    ax.add_collection(PolyCollection(polygons, facecolors="none", edgecolors="0.25", linewidths=0.35))
-
-
-def _draw_balls(ax: Axes, x: Tensor, radius: Tensor, p: float) -> None:
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Circle, Patch, Polygon
-
-    balls: list[Patch] = []
-    for (a, b), r in zip(x.tolist(), radius.tolist()):
-        if r == 0 or r == float("inf"):
-            continue
-        corners = [(1, 0), (0, 1), (-1, 0), (0, -1)] if p == 1 else [(1, 1), (-1, 1), (-1, -1), (1, -1)]
-        balls.append(Circle((a, b), r) if p == 2 else Polygon([(a + r * i, b + r * j) for i, j in corners]))
-    ax.add_collection(PatchCollection(balls, facecolor="none", edgecolor="black", linewidth=1.2, zorder=3))
-
-
-def _draw_gradients(ax: Axes, model: nn.Module, x: Tensor, target: int, extent: Extent) -> None:
-    with torch.enable_grad():
-        points = x.detach().clone().requires_grad_()
-        logit = logits_of(model(points.clone()))
-        (gradient,) = torch.autograd.grad(logit[:, target if logit.size(1) > 1 else 0].sum(), points)
-    longest = gradient.norm(dim=1).max().item() or 1.0
-    arrows = gradient.cpu() * 0.1 * (extent[1] - extent[0]) / longest
-    (a, b), (u, v) = x.detach().cpu().t(), arrows.t()
-    ax.quiver(a, b, u, v, angles="xy", scale_units="xy", scale=1, width=0.004, color="black", zorder=4)
-
-
-def _draw_points(ax: Axes, x: Tensor, y: Tensor | None) -> None:
-    classes = torch.zeros(len(x), dtype=torch.long, device="cpu") if y is None else y.cpu()
-    for i, label in enumerate(classes.unique()):
-        a, b = x.detach().cpu()[classes == label].t()
-        marker, colour = "osD^"[i % 4], ("white", *COLOURS)[i % 5]
-        ax.scatter(a, b, s=12, color=colour, marker=marker, edgecolors="black", linewidths=0.9, zorder=5)
-
-
 def _drawable(name: str, values: Tensor) -> Tensor:
     check_tensor(f"margins[{name!r}]", values)
     values = values.detach().cpu().double().flatten()
@@ -292,7 +130,7 @@ def _drawable(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _new_axes(size: tuple[float, float] = (7, 4)) -> Axes:
+def new_axes(size: tuple[float, float] = (7, 4)) -> Axes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -9,7 +9,7 @@ from command_lines import fails
 
 from llr_fast.__main__ import main
 from llr_fast.commands import demo
-from llr_fast.reports.plot import plot_margins
+from llr_fast.plot import plot_margins
 
 
 def test_command_prints_one_table_and_writes_the_picture(tmp_path, capsys):

@@ -230,7 +230,7 @@ OWN = (
     ),
     Mutant(
         "plot-transposed",
-        "llr_fast/reports/plot.py",
+        "llr_fast/reports/plot_of_regions.py",
         "torch.cartesian_prod(up, across).flip(1).to(like)",
         "torch.cartesian_prod(up, across).to(like)",
         "plot_regions: colours mirrored at the diagonal",

@@ -287,7 +287,7 @@ SURVIVORS = (
     ),
     Mutant(
         "plane-labels-swapped",
-        "llr_fast/reports/plot.py",
+        "llr_fast/reports/plot_of_regions.py",
         '("distance along the plane", "distance across")',
         '("distance across", "distance along the plane")',
         "wrong axis labels",
@@ -295,7 +295,7 @@ SURVIVORS = (
     ),
     Mutant(
         "axis-labels-swapped",
-        "llr_fast/reports/plot.py",
+        "llr_fast/reports/plot_of_regions.py",
         '("$x_1$", "$x_2$")',
         '("$x_2$", "$x_1$")',
         "wrong axis labels",
@@ -303,7 +303,7 @@ SURVIVORS = (
     ),
     Mutant(
         "probability-of-last-class",
-        "llr_fast/reports/plot.py",
+        "llr_fast/reports/plot_of_regions.py",
         "logit.softmax(1)[:, target : target + 1 or None]",
         "logit.softmax(1)[:, -1:]",
         "plot_regions(target=) draws another class",
@@ -311,7 +311,7 @@ SURVIVORS = (
     ),
     Mutant(
         "arrows-of-last-class",
-        "llr_fast/reports/plot.py",
+        "llr_fast/reports/plot_of_regions.py",
         "logit[:, target if logit.size(1) > 1 else 0]",
         "logit[:, -1]",
         "plot_regions(target=) draws another class's gradients",

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import llr_fast
+from llr_fast.plot import plot_regions, plot_stability_bounds
 from llr_fast.regions.plane import Plane, regions_on_plane
-from llr_fast.reports.plot import plot_regions, plot_stability_bounds
 
 DTYPE = torch.float64
 EXTENT = (-3.0, 3.0, -2.0, 4.0)
