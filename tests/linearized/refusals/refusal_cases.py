@@ -4,16 +4,14 @@ A case is refused or supported, and says which; a refusal by another class of er
 fails as an acceptance does.
 """
 
-import contextlib
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import networks
 import oracle
-import pytest
 import torch
+from compare import refused
 from torch import nn
 
 import llr_fast
@@ -50,16 +48,6 @@ def no_rule(run: Callable, function: str) -> Refused:
 def mixes(run: Callable, function: str) -> Refused:
     """Refused by MixedSamplesError for this function of torch, in module 'block.act'."""
     return Refused(run, llr_fast.MixedSamplesError, (function, "block.act"))
-
-
-@contextlib.contextmanager
-def refused(error: type[Exception], *names: str, match: str | None = None):
-    """Expects an error of this very class, of none derived from it, that mentions all of the names, each in full."""
-    with pytest.raises(error, match=match) as caught:
-        yield caught
-    assert caught.type is error
-    for name in names:
-        assert re.search(rf"(?<![\w.]){re.escape(name)}(?!\.?\w)", str(caught.value)), f"{name}: {caught.value}"
 
 
 CERTIFICATES = {

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from refusal_cases import DTYPE, RELU, X, refused
+from compare import refused
+from refusal_cases import DTYPE, RELU, X
 
 import llr_fast
 

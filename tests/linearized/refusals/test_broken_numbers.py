@@ -4,7 +4,8 @@ import math
 
 import networks
 import pytest
-from refusal_cases import X, inside, refused
+from compare import refused
+from refusal_cases import X, inside
 from torch import nn
 
 import llr_fast

@@ -5,7 +5,8 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from refusal_cases import DTYPE, RELU, Refused, X, check_refused, inside, no_rule, refused
+from compare import refused
+from refusal_cases import DTYPE, RELU, Refused, X, check_refused, inside, no_rule
 from torch import nn
 
 import llr_fast

@@ -3,7 +3,8 @@
 import networks
 import pytest
 import torch.nn.functional as F
-from refusal_cases import CERTIFICATES, Refused, X, check_refused, inside, refused
+from compare import refused
+from refusal_cases import CERTIFICATES, Refused, X, check_refused, inside
 from torch import nn
 
 import llr_fast

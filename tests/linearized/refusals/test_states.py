@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from refusal_cases import DTYPE, X, refused
+from compare import refused
+from refusal_cases import DTYPE, X
 from torch import nn
 
 import llr_fast
