@@ -421,7 +421,7 @@ def inputs() -> Tensor:
 
 
 @pytest.mark.parametrize("function, example", cases(refused=True))
-def test_what_mixes_samples_is_refused(function, example):
+def test_examples_that_are_refused(function, example):
     model, x = Around(function, example), inputs()
     certificates = (llr_fast.margin, llr_fast.activation_pattern, llr_fast.gradient_norms)
     for call in (*certificates, *([exact_penalty] if example.in_training else [])):
