@@ -1,10 +1,16 @@
-"""What the library finds, next to the oracle: in float64, one sample at a time, at every p and by every method."""
+"""What the library finds, next to the oracle: in float64, one sample at a time, at every p and by every method.
 
+And `refused`, for what it refuses.
+"""
+
+import contextlib
 import copy
 import functools
 import math
+import re
 
 import oracle
+import pytest
 import torch
 from torch import nn
 
@@ -13,7 +19,16 @@ import llr_fast
 DTYPE = torch.float64
 P = (1, 2, math.inf)
 METHODS = ("auto", "exact", "search")
-REFUSED = (llr_fast.NotPiecewiseLinearError, ValueError)
+
+
+@contextlib.contextmanager
+def refused(error: type[Exception], *names: str, match: str | None = None):
+    """Expects an error of this very class, of none derived from it, that mentions all of the names, each in full."""
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert caught.type is error, caught.value
+    for name in names:
+        assert re.search(rf"(?<![\w.]){re.escape(name)}(?!\.?\w)", str(caught.value)), f"{name}: {caught.value}"
 
 
 class AsItWas(nn.Module):

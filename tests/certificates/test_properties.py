@@ -179,18 +179,21 @@ class Rearranged(nn.Module):
         return (y - 0.1).abs()
 
 
+CUT = [6, 18, 24, 42, 52, 59, 64, 75, 101, 108, 117, 120, 126, 130, 144, 145, 148]  # the seeds of these models
+
+
 def test_the_batch_axis_may_go_anywhere():
-    """Neurons belong to their samples, in the order of a batch of one, or the model is refused."""
-    right = 0
+    """Neurons belong to their samples, in the order of a batch of one; models that cut into the batch are refused."""
+    refused = []
     for seed in range(150):
         model = Rearranged(seed)
         x = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
         try:
             found = llr_fast.gradient_norms(model, x)
-        except (llr_fast.NotPiecewiseLinearError, ValueError):
-            continue
-        for layer, expected in zip(found, zip(*[oracle.neurons(model, sample) for sample in x.split(1)])):
-            torch.testing.assert_close(layer.distance, torch.stack([sample.distance for sample in expected]))
-            torch.testing.assert_close(layer.norm, torch.stack([sample.norm(2) for sample in expected]))
-        right += 1
-    assert right > 60
+        except llr_fast.MixedSamplesError:
+            refused.append(seed)
+        else:
+            for layer, expected in zip(found, zip(*[oracle.neurons(model, sample) for sample in x.split(1)])):
+                torch.testing.assert_close(layer.distance, torch.stack([sample.distance for sample in expected]))
+                torch.testing.assert_close(layer.norm, torch.stack([sample.norm(2) for sample in expected]))
+    assert refused == CUT

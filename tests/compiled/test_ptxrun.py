@@ -38,6 +38,15 @@ def with_statistics(pairs):
     return [(shape, oc.STATISTICS[(i + i // 3) % 3], dtype) for i, (shape, dtype) in enumerate(pairs)]
 
 
+def of_aligned(cases, sizes):
+    """Those of shapes whose sizes, as `sizes(shape)`, are multiples of 64, for which the traffic is known."""
+    return [case for case in cases if not any(size % 64 for size in sizes(case[0]))]
+
+
+def of_odd(cases, sizes):
+    return [case for case in cases if case not in of_aligned(cases, sizes)]
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -89,8 +98,8 @@ TANGENTS = aligned_and_odd(
 )
 
 
-@pytest.mark.parametrize("shape,statistic,dtype", with_statistics(TANGENTS))
-def test_tangent_activation(shape, statistic, dtype):
+def run_tangents(shape, statistic, dtype):
+    """The arguments and the results of both launches, whose values are checked, with their statistics."""
     tangents, slope = oc.tangent_inputs(shape, dtype)
     (out, stat), stats = check(
         tangent.launch_tangent_activation, tangent_reference.tangent_activation, (tangents, slope, statistic), dtype
@@ -99,8 +108,22 @@ def test_tangent_activation(shape, statistic, dtype):
     gradients, backward = check(
         tangent.launch_tangent_activation_backward, tangent_reference.tangent_activation_backward, args, dtype
     )
-    if shape[-1] % 64:
-        return
+    return args, out, stat, gradients, stats, backward
+
+
+def last(shape):
+    return shape[-1:]
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", of_odd(with_statistics(TANGENTS), last))
+def test_tangent_activation_of_odd_sizes(shape, statistic, dtype):
+    run_tangents(shape, statistic, dtype)
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", of_aligned(with_statistics(TANGENTS), last))
+def test_tangent_activation(shape, statistic, dtype):
+    args, out, stat, gradients, stats, backward = run_tangents(shape, statistic, dtype)
+    tangents, slope = args[2:4]
     assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents")
     is_shared = shape[2] < shape[1]
     assert_moves(stats, size(tangents, slope, out, stat))
@@ -118,8 +141,8 @@ PRODUCTS = aligned_and_odd(
 )
 
 
-@pytest.mark.parametrize("shape,statistic,dtype", with_statistics(PRODUCTS))
-def test_masked_linear(shape, statistic, dtype):
+def run_products(shape, statistic, dtype):
+    """The arguments and the results of all launches, whose values are checked, with their statistics."""
     tangents, slope, weight = oc.linear_inputs(shape, dtype)
     args = (tangents, slope, weight, statistic)
     (out, stat), stats = check(linear.launch_masked_linear, linear_reference.masked_linear, (*args, True), dtype)
@@ -131,8 +154,22 @@ def test_masked_linear(shape, statistic, dtype):
     gradients, backward = check(
         linear.launch_masked_linear_backward, linear_reference.masked_linear_backward, backward_args, dtype
     )
-    if min(shape[3:]) % 64:
-        return
+    return backward_args, out, stat, gradients, stats, diagonal_stats, backward
+
+
+def widths(shape):
+    return shape[3:]
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", of_odd(with_statistics(PRODUCTS), widths))
+def test_masked_linear_of_odd_sizes(shape, statistic, dtype):
+    run_products(shape, statistic, dtype)
+
+
+@pytest.mark.parametrize("shape,statistic,dtype", of_aligned(with_statistics(PRODUCTS), widths))
+def test_masked_linear(shape, statistic, dtype):
+    backward_args, out, stat, gradients, stats, diagonal_stats, backward = run_products(shape, statistic, dtype)
+    tangents, slope, weight = backward_args[3:6]
     # Not the statistic's gradient in float32 beside halves: a thread's eight take two loads, each of half its sectors.
     assert_coalesced([*stats, *backward], "p_tangents", "p_out", "p_d_out", "p_d_tangents", "p_weight", "p_d_weight")
     # Where a sample's directions fall into several tiles of rows, each writes a statistic of its own.
@@ -165,9 +202,8 @@ def test_parts_of_the_rows():
 GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])
 
 
-@pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("shape,dtype", GRAMS)
-def test_gram_linear(shape, dtype, store):
+def run_grams(shape, dtype, store):
+    """The arguments and the results of both launches, whose values are checked, with their statistics."""
     matrix, slope, weight = oc.gram_inputs(shape, dtype)
     args = (matrix, slope, weight, store)
     (out, diagonal), stats = check(gram.launch_gram_linear, gram_reference.gram_linear, args, dtype)
@@ -178,8 +214,24 @@ def test_gram_linear(shape, dtype, store):
         gram.launch_gram_linear_backward, gram_reference.gram_linear_backward, backward_args, dtype
     )
     assert torch.equal(gradients[0], gradients[0].mT)
-    if max(shape[2:]) % 64:
-        return
+    return backward_args, out, diagonal, gradients, stats, backward
+
+
+def rows_and_columns(shape):
+    return shape[2:]
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("shape,dtype", of_odd(GRAMS, rows_and_columns))
+def test_gram_linear_of_odd_sizes(shape, dtype, store):
+    run_grams(shape, dtype, store)
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("shape,dtype", of_aligned(GRAMS, rows_and_columns))
+def test_gram_linear(shape, dtype, store):
+    backward_args, out, diagonal, gradients, stats, backward = run_grams(shape, dtype, store)
+    d_out, _, matrix, slope, weight = backward_args[:5]
     large = ("p_gram", "p_out", "p_left", "p_d_out", "p_d_gram", "p_weight", "p_transposed", "p_d_weight")
     assert_coalesced([*stats, *backward], *large)
     tiles = -(-shape[2] // gram.blocks(dtype)["BLOCK"])

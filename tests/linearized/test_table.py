@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import compare
 import oracle
 import pytest
 import torch
@@ -14,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import llr_fast
+import llr_fast.linearized.rules  # fills the table, which is empty until a model is evaluated
 from llr_fast.linearized.table import TABLE, function_name
 
 DTYPE = torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
-REFUSED = (llr_fast.NotPiecewiseLinearError, ValueError)  # a MixedSamplesError is a ValueError
 B = 3
 
 
@@ -32,7 +33,8 @@ class Example:
 
     call: Callable[[Any, Tensor, Callable[[Tensor], Tensor]], Any]
     shape: tuple = (2, 3)
-    refused: bool = False
+    refused: type[Exception] | None = None  # by this error, which mentions the function's name
+    named: str | None = None  # ... or, where it is computed by another function, that one's
     in_training: bool = True  # where it is refused: whether losses refuse it too
     only: tuple = ()  # these functions of the name
     autograd: bool = True  # whether it differentiates what the function computes
@@ -70,8 +72,9 @@ TWO = [
     example(lambda f, y: f(y, y[:, :1] * 0.5)),
     example(lambda f, y: f(y.transpose(0, 1), y.transpose(0, 1).flip(0) * 2)),
 ]
-MIXES = {"refused": True}
-ROUNDS = {"refused": True, "in_training": False}
+MIXES = {"refused": llr_fast.MixedSamplesError}
+NO_RULE = {"refused": llr_fast.NotPiecewiseLinearError}
+ROUNDS = NO_RULE | {"in_training": False}
 PRODUCTS = [
     example(lambda f, y: f(y, C32)),
     example(lambda f, y: f(y, C3)),
@@ -129,12 +132,18 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, C32)),
         each_sample(lambda f, y, each: f(y, each(CB).mT)),
     ],
-    "mm": [example(lambda f, y: f(y, C43), V), example(lambda f, y: f(const(2, len(y)), y), V, **MIXES)],
+    "mm": [
+        example(lambda f, y: f(y, C43), V),
+        example(lambda f, y: f(const(2, len(y)), y), V, **MIXES, named="matmul"),
+    ],
     "bmm": [
         each_sample(lambda f, y, each: f(y, each(CB).mT)),
         each_sample(lambda f, y, each: f(each(CB).mT, y)),
     ],
-    "mv": [example(lambda f, y: f(y, CV), V), example(lambda f, y: f(y.t(), const(len(y))), V, **MIXES)],
+    "mv": [
+        example(lambda f, y: f(y, CV), V),
+        example(lambda f, y: f(y.t(), const(len(y))), V, **MIXES, named="matmul"),
+    ],
     "addmm": [
         example(lambda f, y: f(C3, y, C43), V),
         example(lambda f, y: f(y, torch.ones(len(y), 2, dtype=DTYPE), C43.T[:2], beta=2, alpha=0.5), V),
@@ -167,7 +176,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "channel_shuffle": [example(lambda f, y: f(y, 2), (4, 2, 1))],
     "unfold": [
         example(lambda f, y: f(y, 2), (2, 3, 2), only=(F.unfold,)),
-        example(lambda f, y: f(y, 2, 2, 1), only=(Tensor.unfold,), **MIXES),
+        example(lambda f, y: f(y, 2, 2, 1), only=(Tensor.unfold,), **NO_RULE),
     ],
     "fold": [example(lambda f, y: f(y, (3, 3), (2, 2)), (4, 4))],
     "batch_norm": [
@@ -208,12 +217,12 @@ EXAMPLES: dict[str, list[Example]] = {
         f"adaptive_max_pool{n}d": [
             example(lambda f, y, n=n: f(y, SIZES[n]), SHAPES[n], only=(getattr(F, f"adaptive_max_pool{n}d"),)),
             # These return places too, which depend on the input.
-            example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], only=WITH_PLACES, **MIXES),
+            example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], only=WITH_PLACES, **NO_RULE),
         ]
         for n in SHAPES
     },
     **{
-        f"adaptive_max_pool{n}d_with_indices": [example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], **MIXES)]
+        f"adaptive_max_pool{n}d_with_indices": [example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], **NO_RULE)]
         for n in SHAPES
     },
     # shapes
@@ -298,7 +307,7 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, INDEX[None], 2)),
         each_sample(lambda f, y, each: f(y, each(INDICES)[:, None], 2)),
         each_sample(lambda f, y, each: f(y, each(INDICES)[:, :, None] // 2, 1)),
-        example(lambda f, y: f(y, torch.tensor([0, 3])), **MIXES),
+        example(lambda f, y: f(y, torch.tensor([0, 3])), refused=ValueError),
         example(lambda f, y: f(y, torch.zeros(1, 2, 3, dtype=torch.long), 0), **MIXES),
     ],
     **same("repeat", "tile", examples=[
@@ -340,11 +349,11 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f([y, 2 * y], 1)),
         each_sample(lambda f, y, each: f([y, each(CB)], 2)),
         example(lambda f, y: f([y, 2 * y], 0)),
-        example(lambda f, y: f([y, C[None]], 0), **MIXES),
+        example(lambda f, y: f([y, C[None]], 0), **MIXES, named="cat"),
     ]),
     "stack": [example(lambda f, y: f([y, 2 * y], 1)), example(lambda f, y: f([y, 2 * y]))],
     "hstack": [example(lambda f, y: f([y, 2 * y])), each_sample(lambda f, y, each: f([each(CB), y]))],
-    "vstack": [example(lambda f, y: f([y, 2 * y])), example(lambda f, y: f([y, C[None]]), **MIXES)],
+    "vstack": [example(lambda f, y: f([y, 2 * y])), example(lambda f, y: f([y, C[None]]), **MIXES, named="cat")],
     # dtypes and devices
     "to": [example(lambda f, y: f(y, DTYPE)), example(lambda f, y: f(y, torch.float16), **ROUNDS)],
     "type": [example(lambda f, y: f(y, DTYPE))],
@@ -380,7 +389,7 @@ def functions() -> dict[str, list]:
     return found
 
 
-def cases() -> list:
+def cases(refused: bool) -> list:
     """All examples for the first function of a name, and for others, such as the method, the first one that fits."""
     found = []
     for name, variants in functions().items():
@@ -388,7 +397,8 @@ def cases() -> list:
             fitting = [e for e in EXAMPLES.get(name, []) if not e.only or function in e.only]
             one_of_many = [e for e in fitting if not e.only][:1] or fitting
             for k, e in enumerate(fitting if i == 0 or fitting[:1] != one_of_many else one_of_many):
-                found.append(pytest.param(function, e, id=f"{name}-{i}-{k}"))
+                if (e.refused is not None) == refused:
+                    found.append(pytest.param(function, e, id=f"{name}-{i}-{k}"))
     return found
 
 
@@ -410,15 +420,18 @@ def inputs() -> Tensor:
     return torch.randn(B, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
 
 
-@pytest.mark.parametrize("function, example", cases())
+@pytest.mark.parametrize("function, example", cases(refused=True))
+def test_examples_that_are_refused(function, example):
+    model, x = Around(function, example), inputs()
+    certificates = (llr_fast.margin, llr_fast.activation_pattern, llr_fast.gradient_norms)
+    for call in (*certificates, *([exact_penalty] if example.in_training else [])):
+        with compare.refused(example.refused, example.named or function_name(function), "Around"):
+            call(model, x)
+
+
+@pytest.mark.parametrize("function, example", cases(refused=False))
 def test_batch_equals_its_samples(function, example):
     model, x = Around(function, example), inputs()
-    if example.refused:
-        certificates = (llr_fast.margin, llr_fast.activation_pattern, llr_fast.gradient_norms)
-        for call in (*certificates, *([exact_penalty] if example.in_training else [])):
-            with pytest.raises(REFUSED):
-                call(model, x)
-        return
     margins, patterns = llr_fast.margin(model, x).value, llr_fast.activation_pattern(model, x)
     norms, penalty = llr_fast.gradient_norms(model, x), exact_penalty(model, x)
     penalties = []

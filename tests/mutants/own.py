@@ -70,7 +70,7 @@ OWN = (
         "if not (_difference(a, b) <= rounding and same):",
         "if not _difference(a, b) <= rounding:",
         "a model with a small state is certified",
-        ("tests/linearized/test_refusals.py::test_a_state_is_no_rounding",),
+        ("tests/linearized/refusals/test_states.py::test_a_state_is_no_rounding",),
     ),
     Mutant(
         "agreement-wide-in-float64",
@@ -78,7 +78,7 @@ OWN = (
         "_SPREAD * unit / coarse * _difference(a, c)",
         "_SPREAD * _difference(a, c)",
         "float64 models that compute something else, by a relative 1e-7, are certified",
-        ("tests/linearized/test_refusals.py::test_models_that_ask_for_the_type_of_x_by_a_little",),
+        ("tests/linearized/refusals/test_states.py::test_models_that_ask_for_the_type_of_x_by_a_little",),
     ),
     Mutant(
         "generators-after-last-operation",
@@ -86,7 +86,7 @@ OWN = (
         "            self._look(self._running.pop())",
         "            self._running.pop()",
         "a model that draws a Python number after its last torch operation is certified",
-        ("tests/linearized/test_refusals.py::test_numbers_drawn_before_and_after_all_operations",),
+        ("tests/linearized/refusals/test_states.py::test_numbers_drawn_before_and_after_all_operations",),
     ),
     Mutant(
         "array-not-copied",
@@ -94,7 +94,7 @@ OWN = (
         "argument.copy() if isinstance(argument, np.ndarray) else argument",
         "argument",
         "a numpy constant that the model changes after its use: derivatives of the changed one",
-        ("tests/linearized/test_refusals.py::test_constants_that_change_after_their_use",),
+        ("tests/linearized/refusals/test_in_place.py::test_constants_that_change_after_their_use",),
     ),
     Mutant(
         "cauchy-deviation-low",

@@ -1,0 +1,132 @@
+"""Functions of torch in unusual forms: which of them are supported, and which are refused for want of a rule."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from refusal_cases import C4, DTYPE, Refused, check_refused, check_supported, mixes, no_rule
+
+import llr_fast
+
+SUPPORTED = {
+    "cumsum": lambda x: x.cumsum(1).abs(),
+    "addmv": lambda x: torch.mv(x, C4[:, 0]).unsqueeze(1).abs(),
+    "trace": lambda x: torch.einsum("bii->b", x.view(-1, 2, 2)).unsqueeze(1).abs(),
+    "diagonal": lambda x: x.view(-1, 2, 2).diagonal(dim1=1, dim2=2).abs(),
+    "im2col": lambda x: F.unfold(x.view(-1, 1, 2, 2), 2).flatten(1).abs(),
+    "take_along_dim": lambda x: x.take_along_dim(torch.tensor([[3, 1]]), 1).abs(),
+    "tile": lambda x: x.tile(1, 2).abs(),
+    "hstack": lambda x: torch.hstack([x, x - 1]).abs(),
+    "fmax": lambda x: torch.fmax(x, x.flip(1) / 2),
+    "fmin_of_constant": lambda x: torch.fmin(C4[:, 0], x),
+    "maximum_of_constant_first": lambda x: torch.maximum(C4[:, 0], x),
+    "einsum_ellipsis": lambda x: torch.einsum("...j,jk->...k", x, C4).abs(),
+    "einsum_implicit": lambda x: torch.einsum("bj,jk", x, C4).abs(),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, dim=1).abs(),
+    "max_of_two": lambda x: torch.max(x, -x.roll(1, 1)),
+    "clamp_crossed": lambda x: x.clamp(0.5, -0.5) + x.abs(),
+    "same_slope": lambda x: F.leaky_relu(x, 1.0),
+    "celu_of_constant": lambda x: F.celu(C4[:, 0]) * x.abs(),
+    "where_of_two": lambda x: torch.where(C4[:, 0] > 0, x, x.flip(1)).abs(),
+    "stacked_in_front": lambda x: torch.stack([x, 0.5 - x]).abs(),
+    "batch_last": lambda x: (C4.T @ x.T).abs(),
+    "batch_merged_last": lambda x: x.t().reshape(-1).abs(),
+    "batch_merged_first": lambda x: (x - 0.1).reshape(-1).abs(),
+    "batch_squeezed": lambda x: x.squeeze().abs(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_supported_constructs_are_right(name):
+    check_supported(SUPPORTED[name])
+
+
+class AbsWithoutBackward(torch.autograd.Function):
+    """Its backward pass is not that of what it computes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.abs() - 0.3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+SUPPORTED_BUT_BY_AUTOGRAD = {
+    "custom_function": (lambda x: AbsWithoutBackward.apply(x), lambda x: x.abs() - 0.3),
+    "clamp_by_tensor": (lambda x: x.clamp(min=C4[:, 0] / 5), lambda x: torch.maximum(x, C4[:, 0] / 5)),
+    "clamp_by_itself": (lambda x: x.clamp(max=x.flip(1) / 2), lambda x: torch.minimum(x, x.flip(1) / 2)),
+    "detached_branch": (lambda x: (x.detach() + x.flip(1)).abs(), lambda x: (x + x.flip(1)).abs()),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SUPPORTED_BUT_BY_AUTOGRAD)
+def test_supported_where_autograd_does_not_follow(name):
+    """The oracle, which differentiates by autograd, runs the same function in other words."""
+    check_supported(*SUPPORTED_BUT_BY_AUTOGRAD[name])
+
+
+REFUSED = {
+    "diff": no_rule(lambda x: x.diff(dim=1).abs(), "diff"),
+    "lerp": no_rule(lambda x: torch.lerp(x, C4[:, 0], 0.3).abs(), "lerp"),
+    "tensordot": no_rule(lambda x: torch.tensordot(x, C4, dims=1).abs(), "tensordot"),
+    "inner": no_rule(lambda x: torch.inner(x, C4.T).abs(), "inner"),
+    "kron": no_rule(lambda x: torch.kron(x, C4[:1]).abs(), "kron"),
+    "addcmul": no_rule(lambda x: torch.addcmul(x, C4[:, 0], C4[:, 1]).abs(), "addcmul"),
+    "addcdiv": no_rule(lambda x: torch.addcdiv(x, C4[:, 0], C4[:, 1]).abs(), "addcdiv"),
+    "tril": no_rule(lambda x: x.view(-1, 2, 2).tril().flatten(1).abs(), "tril"),
+    "unfold": no_rule(lambda x: x.unfold(1, 2, 1).flatten(1).abs(), "unfold"),
+    "gather": no_rule(lambda x: x.gather(1, torch.tensor([[3, 1]]).expand(len(x), 2)).abs(), "gather"),
+    "rot90": no_rule(lambda x: x.view(-1, 2, 2).rot90(1, (1, 2)).flatten(1).abs(), "rot90"),
+    "dstack": no_rule(lambda x: torch.dstack([x, x - 1]).abs(), "dstack"),
+    "fft": no_rule(lambda x: torch.fft.rfft(x).real.abs(), "fft_rfft"),
+    "nan_to_num": no_rule(lambda x: x.nan_to_num().abs(), "nan_to_num"),
+    "max_over_axis": no_rule(lambda x: x.max(1).values.unsqueeze(1), "max"),
+    "amax": no_rule(lambda x: x.view(-1, 2, 2).amax(1), "amax"),
+    "amin": no_rule(lambda x: x.view(-1, 2, 2).amin((1, 2), keepdim=True), "amin"),
+    "sort": no_rule(lambda x: x.sort(1).values, "sort"),
+    "topk": no_rule(lambda x: x.topk(2, 1).values, "topk"),
+    "median": no_rule(lambda x: x.median(1).values, "median"),
+    "max_pool_indices": no_rule(
+        lambda x: F.max_pool1d(x.unsqueeze(1), 2, return_indices=True)[0].flatten(1), "max_pool1d_with_indices"
+    ),
+    "max_unpool": no_rule(
+        lambda x: F.max_unpool1d(*F.max_pool1d(x.unsqueeze(1), 2, return_indices=True), 2).flatten(1).abs(),
+        "max_pool1d_with_indices",
+    ),
+    "lp_pool": no_rule(lambda x: F.lp_pool1d(x.unsqueeze(1), 1, 2).flatten(1).abs(), "lp_pool1d"),
+    "abs_by_aten": no_rule(lambda x: torch.ops.aten.abs(x), "abs"),
+    "square_by_aten": no_rule(lambda x: torch.ops.aten.abs(torch.ops.aten.mul.Tensor(x, x)), "mul.Tensor"),
+    "complex": no_rule(lambda x: torch.complex(x, x).real.abs(), "complex"),
+    "as_strided": no_rule(lambda x: x.contiguous().as_strided((len(x), 2), (4, 1)).abs(), "as_strided"),
+    "index_add": no_rule(
+        lambda x: torch.zeros(len(x), 4, dtype=DTYPE).index_add(1, torch.tensor([0, 1, 1, 2]), x - 0.2).abs(),
+        "index_add",
+    ),
+    "scatter": no_rule(
+        lambda x: (
+            torch.zeros(len(x), 4, dtype=DTYPE)
+            .scatter(1, torch.tensor([[3, 1, 0, 2]]).expand(len(x), 4), x - 0.2)
+            .abs()
+        ),
+        "scatter",
+    ),
+    "conv_without_batch": no_rule(
+        lambda x: F.conv1d(x, C4[:2, :1].view(2, 1, 1).expand(2, 2, 1)).abs() if len(x) == 2 else x.abs(), "conv1d"
+    ),
+    "vmap": Refused(
+        lambda x: torch.vmap(lambda row: (row * 2).abs())(x), llr_fast.NotPiecewiseLinearError, ("aten.mul.Tensor",)
+    ),
+    "prelu_of_itself": mixes(lambda x: F.prelu(x, x[0, :1]), "__getitem__"),
+    "split_by_batch": mixes(lambda x: torch.cat([sample.abs() for sample in x.split(1)]), "split"),
+    "loop_over_batch": mixes(lambda x: torch.stack([sample.abs() for sample in x]), "unbind"),
+    "two_copies_in_batch": mixes(lambda x: torch.cat([x, -x]).abs().chunk(2)[0] + 1, "chunk"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_constructs_without_a_rule_are_refused(name):
+    check_refused(REFUSED[name])
