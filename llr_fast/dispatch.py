@@ -10,7 +10,6 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -54,7 +53,7 @@ def backends() -> dict[str, str | None]:
     return {name: _obstacle(name) for name in NAMES[1:]}
 
 
-def define(schema: str, package: str, fake: Callable) -> None:
+def define(schema: str, package: str, fake: Callable[..., Any]) -> None:
     """Define the operator llr_fast::<schema>.
 
     It is implemented by `<package>.reference.<op>`, by `<package>.triton.launch_<op>` and by the C++ operator
@@ -77,14 +76,14 @@ def define(schema: str, package: str, fake: Callable) -> None:
     torch.library.register_fake(f"llr_fast::{op}", fake, lib=LIBRARY)
 
 
-def differentiate(op: str, save: Callable, backward: Callable) -> None:
+def differentiate(op: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Register autograd for an operator.
 
     save(ctx, inputs, output) keeps what backward needs. backward(ctx, run, *gradients) calls
     run("<op>_backward", ...) for the fused gradient and returns one gradient, or None, per input.
     """
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         # Backward may run in another thread, which does not see this context's choice.
         ctx.backend = selected()
         ctx.set_materialize_grads(False)
@@ -93,7 +92,7 @@ def differentiate(op: str, save: Callable, backward: Callable) -> None:
     def formula(ctx: Any, *gradients: Tensor | None) -> Any:
         def run(name: str, *args: Any) -> Any:
             if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated once more
-                return getattr(_module(name, "reference"), name)(*args)
+                return _function(name, "reference", name)(*args)
             with _chosen(ctx.backend):
                 return getattr(torch.ops.llr_fast, name)(*args)
 
@@ -102,7 +101,7 @@ def differentiate(op: str, save: Callable, backward: Callable) -> None:
     torch.library.register_autograd(f"llr_fast::{op}", formula, setup_context=setup_context, lib=LIBRARY)
 
 
-def implementation(op: str, device: torch.device) -> Callable:
+def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     """The function that computes an operator on a device under the selected backend."""
     name = selected()
     if name in ("auto", "native") and device.type == "cpu" and (native := _native_op(op)) is not None:
@@ -112,12 +111,13 @@ def implementation(op: str, device: torch.device) -> Callable:
     if name == "triton" and device.type != "cuda" and not _interpreting():
         raise RuntimeError(f"{op}: backend 'triton' takes CUDA tensors, got {device.type}")
     if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton(op)):
-        return getattr(_module(op, "triton"), f"launch_{op}")
-    return getattr(_module(op, "reference"), op)
+        return _function(op, "triton", f"launch_{op}")
+    return _function(op, "reference", op)
 
 
-def _module(op: str, name: str) -> ModuleType:
-    return importlib.import_module(f"{_packages[op]}.{name}")
+def _function(op: str, module: str, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(f"{_packages[op]}.{module}"), name)
+    return found
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def _load_native() -> bool:
 
 
 @functools.cache
-def _native_op(op: str) -> Callable | None:
+def _native_op(op: str) -> Callable[..., Any] | None:
     return getattr(torch.ops.llr_fast_native, op, None) if _load_native() else None
 
 

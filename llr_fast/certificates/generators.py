@@ -58,7 +58,7 @@ class _OfTorch(TorchDispatchMode):
     """Finds the first module of a model in which an operation of torch draws random numbers."""
 
     def __init__(self, module: RunningModule) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: str | None = None
         self._module = module
 

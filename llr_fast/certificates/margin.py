@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from llr_fast.checks import check_choice, check_generator, check_range, check_te
 from llr_fast.linearized.gram import Chain
 from llr_fast.linearized.torch_modes import as_written
 
-METHODS = ("exact", "search", "auto")
+Method = Literal["exact", "search", "auto"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def margin(
     x: Tensor,
     p: float = 2,
     *,
-    method: str = "auto",
+    method: Method = "auto",
     failure_probability: float = 1e-10,
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | None = None,
@@ -141,7 +143,7 @@ def _of_part(
     model: nn.Module,
     x: Tensor,
     p: float,
-    method: str,
+    method: Method,
     failure_probability: float,
     dtype: torch.dtype,
     generator: torch.Generator | None,

@@ -112,7 +112,8 @@ def table(results: Mapping[str, Result]) -> str:
     points = len(next(iter(results.values())).margins[2])
     body = [[name, *cells] for name, cells in rows.items()]
     align = ("left", *("right" for _ in results))
-    return tabulate(body, [f"{points} test digits", *results], tablefmt="github", disable_numparse=True, colalign=align)
+    headers = [f"{points} test digits", *results]
+    return str(tabulate(body, headers, tablefmt="github", disable_numparse=True, colalign=align))
 
 
 def quartiles(values: Tensor) -> list[float]:

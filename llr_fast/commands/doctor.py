@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import llr_fast
+from llr_fast.certificates.margin import Method
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "matplotlib", "scikit-learn")
 NORMS = (1, 2, math.inf)
@@ -70,13 +71,14 @@ def versions() -> list[tuple[str, str]]:
 def self_check(backend: str) -> Iterator[tuple[str, float]]:
     """For each check its name and the largest relative error under that backend; infinite where it raises."""
     device = torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+    methods: tuple[Method, ...] = ("exact", "search")
     for name, (model, x) in examples().items():
         layers = [oracle(model, sample) for sample in x.split(1)]
         network, inputs = model.float().to(device), x.float().to(device)
         with llr_fast.backend(backend):
             for p in NORMS:
                 expected = torch.stack([smallest_ratio(sample, _DUAL[p]) for sample in layers])
-                for method in ("exact", "search"):
+                for method in methods:
                     yield f"{name}: l{p} margin, {method}", _margin_error(network, inputs, p, method, expected)
             yield f"{name}: ROLL", _loss_error(network, inputs, layers)
 
@@ -136,7 +138,7 @@ def roll(layers: list[tuple[Tensor, Tensor]]) -> float:
     return torch.cat(terms).mean().item()
 
 
-def _margin_error(model: nn.Module, x: Tensor, p: float, method: str, expected: Tensor) -> float:
+def _margin_error(model: nn.Module, x: Tensor, p: float, method: Method, expected: Tensor) -> float:
     generator = torch.Generator(x.device).manual_seed(0)
     try:
         found = llr_fast.margin(model, x, p, method=method, generator=generator).value.cpu()
@@ -153,4 +155,4 @@ def _loss_error(model: nn.Module, x: Tensor, layers: list[list[tuple[Tensor, Ten
     except Exception as error:
         print(f"ROLL: {type(error).__name__}: {error}", file=sys.stderr)
         return math.inf
-    return abs(penalty - expected) / expected
+    return float(abs(penalty - expected) / expected)

@@ -78,7 +78,8 @@ class MarginLoss(Loss):
             at = rows, found.neuron[rows]
             bounded.append(layer.distance[at] / layer.tangents[0][at])
         penalty = -self.lam * torch.cat(bounded).sum() / x.size(0)
-        return self.model(x.clone()), _FirstOrder.apply(penalty.to(accumulation_dtype(x.dtype)))
+        penalty = penalty.to(accumulation_dtype(x.dtype))
+        return self.model(x.clone()), _FirstOrder.apply(penalty)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"

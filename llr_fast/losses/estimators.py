@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -154,4 +154,5 @@ def random_axes(x: Tensor, samples: int, generator: torch.Generator | None) -> t
     return Directions(unit.view(samples, *x.shape)), size / samples
 
 
-SAMPLED: dict[str, Callable[..., tuple[Directions, float]]] = {"rademacher": random_signs, "axis": random_axes}
+Sampled = Literal["rademacher", "axis"]
+SAMPLED: dict[Sampled, Callable[..., tuple[Directions, float]]] = {"rademacher": random_signs, "axis": random_axes}

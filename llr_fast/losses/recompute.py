@@ -25,7 +25,7 @@ def recomputed_sum(part: Part, starts: Sequence[int], leaves: Sequence[Tensor]) 
         leaves: what gradients are computed for.
     """
     modes = Modes.current(leaves[0].device.type if leaves else "cpu")
-    return list(_RecomputedSum.apply(part, starts, modes, *leaves))
+    return list(_RecomputedSum.apply(part, starts, modes, *leaves))  # type: ignore[no-untyped-call]
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -57,7 +57,7 @@ class _RecomputedSum(torch.autograd.Function):
             differentiable = [pair for pair in zip(tensors, gradients, strict=True) if pair[0].requires_grad]
             if not differentiable:
                 return [torch.zeros_like(leaf) for leaf in ctx.saved_tensors]
-            return torch.autograd.grad(
+            found: Sequence[Tensor] = torch.autograd.grad(
                 [tensor for tensor, _ in differentiable],
                 ctx.saved_tensors,
                 [gradient for _, gradient in differentiable],
@@ -66,6 +66,7 @@ class _RecomputedSum(torch.autograd.Function):
                 allow_unused=True,
                 materialize_grads=True,
             )
+            return found
 
         return None, None, None, *_sum(of_part(start) for start in ctx.starts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ from llr_fast.checks import (
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.losses import estimators
-from llr_fast.losses.estimators import Hinges, TrainingStep
+from llr_fast.losses.estimators import Hinges, Sampled, TrainingStep
 
-ESTIMATORS = ("exact", "rademacher", "axis", "auto")
+Estimator = Literal["exact", "rademacher", "axis", "auto"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 class ROLLLoss(Loss):
@@ -64,7 +65,7 @@ class ROLLLoss(Loss):
         lam: float = 1.0,
         C: float = 1.0,
         gamma: float = 100.0,
-        estimator: str = "auto",
+        estimator: Estimator = "auto",
         samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -108,17 +109,17 @@ class ROLLLoss(Loss):
     def extra_repr(self) -> str:
         return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
 
-    def _sampled(self) -> str | None:
+    def _sampled(self) -> Sampled | None:
         """The sampled estimator to use; None for the exact norms, and for "auto" until a step has told their cost."""
         if self.estimator != "auto":
-            return self.estimator if self.estimator in estimators.SAMPLED else None
+            return None if self.estimator == "exact" else self.estimator
         affordable = cost.AFFORDABLE_PASSES * self.samples
         return "rademacher" if self._exact_passes is not None and self._exact_passes > affordable else None
 
-    def _squares(self, step: TrainingStep, sampled: str | None) -> list[Tensor]:
+    def _squares(self, step: TrainingStep, sampled: Sampled | None) -> list[Tensor]:
         return step.exact() if sampled is None else step.squares_along(*self._draw(step.x, sampled))
 
-    def _draw(self, x: Tensor, sampled: str) -> tuple[Directions, float]:
+    def _draw(self, x: Tensor, sampled: Sampled) -> tuple[Directions, float]:
         """Random directions, and what to multiply sums over them by."""
         return estimators.SAMPLED[sampled](x, self.samples, self.generator)
 
@@ -128,7 +129,7 @@ class ROLLLoss(Loss):
         return total / sum(layer.neurons for layer in layers)
 
     @torch.no_grad()
-    def _chosen(self, step: TrainingStep, sampled: str | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
+    def _chosen(self, step: TrainingStep, sampled: Sampled | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
         """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
         if sampled is not None:
             squares = self._squares(step, sampled)

@@ -42,8 +42,8 @@ class Variant(NamedTuple):
 class Split(NamedTuple):
     """Images with labels."""
 
-    train: Subset
-    validation: Subset
+    train: Subset[tuple[Tensor, ...]]
+    validation: Subset[tuple[Tensor, ...]]
     test: TensorDataset
 
 
@@ -107,11 +107,11 @@ def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, pat
     )
     best = fit(training, epochs, path, path.stem)["validation"]
     model.load_state_dict(best["state"])
-    return best["epoch"]
+    return int(best["epoch"])
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: TensorDataset) -> float:
     """From 0 to 1."""
-    correct = sum((model(x).argmax(1) == y).sum().item() for x, y in DataLoader(images, 1000))
+    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in DataLoader(images, 1000))
     return correct / len(images)

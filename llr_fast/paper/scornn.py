@@ -43,7 +43,8 @@ class ScoRNN(nn.Module):
         state = F.leaky_relu(self.input(first), self.slope)
         for step in others:
             state = F.leaky_relu(self.input(step) + F.linear(state, weight), self.slope)
-        return self.output(state)
+        output: Tensor = self.output(state)
+        return output
 
     @contextmanager
     def one_weight(self) -> Iterator[None]:
@@ -79,7 +80,8 @@ class ScaledCayley(nn.Module):
 
     def forward(self, skew: Tensor) -> Tensor:
         identity = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
-        return torch.linalg.solve(identity + skew, identity - skew) * self.signs
+        orthogonal: Tensor = torch.linalg.solve(identity + skew, identity - skew) * self.signs
+        return orthogonal
 
 
 def rotations(size: int) -> Tensor:
@@ -91,4 +93,5 @@ def rotations(size: int) -> Tensor:
         raise ValueError(f"hidden: expected an even number, got {size}")
     angle = torch.rand(size // 2) * math.pi / 2
     block = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-    return torch.block_diag(*(angle / 2).tan().view(-1, 1, 1) * block)
+    blocks: Tensor = torch.block_diag(*(angle / 2).tan().view(-1, 1, 1) * block)
+    return blocks

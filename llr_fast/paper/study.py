@@ -82,7 +82,7 @@ class Study:
             print("picture:", save(figure, self.out / f"{self.name}-{name}.png"))
 
     def _durations(self) -> dict[str, float]:
-        return _read(self.folder / "durations.json", {})
+        return dict(_read(self.folder / "durations.json", {}))
 
     def _note_duration(self, step: str, seconds: float) -> None:
         durations = self._durations()
@@ -104,7 +104,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; numbers with three digits."""
     cells = [[f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row] for row in rows]
     align = ("left", *["right"] * (len(headers) - 1))
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=align)
+    return str(tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=align))
 
 
 def margin_of(row: Mapping[str, Any], norm: str, level: str, unit: float) -> float:

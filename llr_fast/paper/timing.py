@@ -81,7 +81,8 @@ def steps(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Step]:
 
         def step() -> Tensor:
             output, regulariser = roll(x)
-            return F.cross_entropy(output, y) + regulariser
+            loss: Tensor = F.cross_entropy(output, y) + regulariser
+            return loss
 
         return step
 

@@ -85,7 +85,8 @@ def fit(
 def state(path: Path) -> dict[str, Any]:
     """What `fit` kept; raises ValueError where the file is damaged."""
     try:
-        return torch.load(path, weights_only=True)
+        kept: dict[str, Any] = torch.load(path, weights_only=True)
+        return kept
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: expected the state of a training run, got a damaged file; delete it") from error
 

@@ -184,7 +184,8 @@ def _fingerprints(tangents: Tensor, doubt: Tensor) -> Tensor:
 def _norm(rows: Tensor) -> Tensor:
     """[B]: the l2 norms of rows [B, n], whose squares float64 may not know."""
     largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-    return (rows / largest).norm(dim=1) * largest[:, 0]
+    norm: Tensor = (rows / largest).norm(dim=1) * largest[:, 0]
+    return norm
 
 
 def _distinct(numbers: Tensor, error: Tensor) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +17,8 @@ from llr_fast.checks import check_choice, check_count, check_generator, check_ra
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.torch_modes import as_written
 
-METHODS = ("exact", "search", "sketch", "auto")
+Method = Literal["exact", "search", "sketch", "auto"]
+METHODS: tuple[Method, ...] = get_args(Method)
 _AFFORDABLE = 2**24  # derivatives of all neurons by all inputs of one sample, all of which are then computed
 
 
@@ -26,7 +29,7 @@ def region_density(
     radius: float,
     p: float = 2,
     *,
-    method: str = "auto",
+    method: Method = "auto",
     directions: int = 64,
     failure_probability: float = 1e-10,
     generator: torch.Generator | None = None,
@@ -97,7 +100,7 @@ def region_density(
     return torch.cat(counts)
 
 
-def _automatic(x: Tensor, neurons: int, p: float) -> str:
+def _automatic(x: Tensor, neurons: int, p: float) -> Method:
     if x[0].numel() * neurons <= _AFFORDABLE:
         return "exact"
     return "search" if p == 1 else "sketch"

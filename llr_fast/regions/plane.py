@@ -167,7 +167,8 @@ def _cut_by_first_layer(polygon: np.ndarray, layers: list[np.ndarray], thinnest:
 def _crossing(polygon: np.ndarray, lines: np.ndarray, thinnest: float) -> np.ndarray:
     """Those of the lines [n, 3] that have vertices on both sides."""
     distance = polygon @ lines[:, :2].T + lines[:, 2]  # [V, n]
-    return lines[(distance.min(0) < -thinnest) & (distance.max(0) > thinnest)]
+    crossing: np.ndarray = lines[(distance.min(0) < -thinnest) & (distance.max(0) > thinnest)]
+    return crossing
 
 
 def _halves(polygon: np.ndarray, line: np.ndarray, thinnest: float) -> tuple[np.ndarray, np.ndarray]:
@@ -193,4 +194,5 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     vertices = np.concatenate(parts)
-    return vertices[ConvexHull(vertices).vertices]
+    hull: np.ndarray = vertices[ConvexHull(vertices).vertices]
+    return hull

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from llr_fast import norms
 from llr_fast.certificates.agreement import model_dtype, plain_output
-from llr_fast.certificates.margin import METHODS, margin
+from llr_fast.certificates.margin import METHODS, Method, margin
 from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
 from llr_fast.data import stream
 from llr_fast.linearized.torch_modes import as_written
@@ -80,7 +80,8 @@ class Report:
         for p in self.margins:
             rows += [(f"l{p:g} margin, P{level:g}", f"{v:#.3g}") for level, v in self.percentile(p).items()]
         headers = ("", f"margins in units of the {self.unit}")
-        return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=("left", "right"))
+        align = ("left", "right")
+        return str(tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align))
 
 
 @as_written
@@ -91,7 +92,7 @@ def evaluate(
     *,
     std: float | Sequence[float] | Tensor | None = None,
     percentiles: Sequence[float] = (25, 50, 75, 100),
-    method: str = "auto",
+    method: Method = "auto",
     failure_probability: float = 1e-10,
     generator: torch.Generator | None = None,
     progress: bool = True,

@@ -184,14 +184,15 @@ def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1,
     if not isinstance(input, LinearizedTensor):
         x = next(operand for operand in (*args, *named.values()) if isinstance(operand, LinearizedTensor))
         ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
-    return torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
+    total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
+    return total
 
 
 @rule("einsum")
 def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     where = [i for i, operand in enumerate(operands) if isinstance(operand, LinearizedTensor)]
-    x = operands[where[0]]
+    x: LinearizedTensor = operands[where[0]]
     if len(where) > 1:
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     for_value, for_tangents = constants(x, *operands)

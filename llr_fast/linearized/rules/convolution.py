@@ -35,7 +35,8 @@ def _convolve(
     value = function(x.value, w, b, *args, **kwargs)
 
     def convolve(t: Tensor, weight: Tensor) -> Tensor:
-        return function(t, like(weight, t), None, *args, **kwargs)
+        convolved: Tensor = function(t, like(weight, t), None, *args, **kwargs)
+        return convolved
 
     if "transpose" in function_name(function):  # its weight has the output channels elsewhere
         return x.replaced(value, x.linearization.batched(lambda t: convolve(t, for_tangents)))

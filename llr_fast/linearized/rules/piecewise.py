@@ -106,11 +106,12 @@ def _hardtanh(
 
 
 @rule("clamp", "clip", inplace=True)
-def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None) -> Any:
+def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None) -> LinearizedTensor:
     min, max = _as_number(min), _as_number(max)
     if isinstance(min, Tensor) or isinstance(max, Tensor):
-        raised = x if min is None else torch.maximum(x, torch.as_tensor(min, device=x.value.device))
-        return raised if max is None else torch.minimum(raised, torch.as_tensor(max, device=x.value.device))
+        at_least, at_most = (b if b is None else torch.as_tensor(b, device=x.value.device) for b in (min, max))
+        raised = x if at_least is None else _larger_or_smaller(torch.maximum, x, at_least)
+        return raised if at_most is None else _larger_or_smaller(torch.minimum, raised, at_most)
     lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
     bounded = [(kink, after) for kink, after in ((lower, 1.0), (upper, 0.0)) if math.isfinite(kink)]
     slopes = (1.0 if lower == -math.inf else 0.0, *(after for _, after in bounded))
@@ -169,7 +170,8 @@ def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 @rule("maximum", "minimum", "fmax", "fmin")
 def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
     """The neuron is a - b; of the two one passes as it is, so that a and b that are the same neuron differ by 0."""
-    difference, name, larger = input - other, function_name(function), "max" in function.__name__
+    difference: LinearizedTensor = input - other
+    name, larger = function_name(function), "max" in function.__name__
     a, b = (t.value if isinstance(t, LinearizedTensor) else t.to(difference.value.dtype) for t in (input, other))
     fixed = _never_passes(input, a, larger) | _never_passes(other, b, larger)
     fixed_somewhere = bool(fixed.any())
