@@ -3,7 +3,7 @@ BIN := .venv/bin
 TORCH := .venv/.torch
 INSTALLED = .venv/.installed-$(LLR_FAST_BUILD_EXT)
 LINUX := $(filter Linux,$(shell uname -s))
-CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc)
 SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
 INTERPRETED := $(and $(LINUX),$(wildcard tests/kernels/test_*.py))
 

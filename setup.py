@@ -15,8 +15,8 @@ from pathlib import Path
 from setuptools import setup
 
 MODE = os.environ.get("LLR_FAST_BUILD_EXT", "auto")
-SOURCES = sorted(glob("csrc/*.cpp"))
-HEADERS = sorted(glob("csrc/*.h") + glob("csrc/*.inc"))
+SOURCES = sorted(glob("csrc/*/*.cpp"))
+HEADERS = sorted(glob("csrc/*/*.h") + glob("csrc/*/*.inc"))
 # A frontend asks for metadata first, in runs of their own, which need neither torch nor a compiler.
 METADATA_ONLY = not {"egg_info", "dist_info"}.isdisjoint(sys.argv)
 # No -ffast-math: the kernels rely on infinities and NaN. No -march: each kernel file sets its own instruction set.

@@ -262,7 +262,7 @@ OWN = (
     ),
     Mutant(
         "masked-linear-forward-chunks",
-        "csrc/masked_linear.inc",
+        "csrc/kernels/masked_linear.inc",
         "      s.pack(m, b, first, count);\n      multiply(s.packed",
         "      s.pack(m, b, 0, count);\n      multiply(s.packed",
         "exact norms of residual MLPs with more than 96 inputs",
@@ -270,7 +270,7 @@ OWN = (
     ),
     Mutant(
         "masked-linear-tangent-chunks",
-        "csrc/masked_linear.inc",
+        "csrc/kernels/masked_linear.inc",
         "to.d_tangents + (first + r) * to.k_stride",
         "to.d_tangents + r * to.k_stride",
         "gradients of exact ROLL on a residual MLP with more than 96 inputs",
@@ -278,7 +278,7 @@ OWN = (
     ),
     Mutant(
         "gram-slope-gradient-halved",
-        "csrc/gram_norms.inc",
+        "csrc/kernels/gram_norms.inc",
         "              2 * upstream[l] * chain.cross[l]",
         "              upstream[l] * chain.cross[l]",
         "exact ROLL on dense chains of PReLU: half the slopes' gradient from sums",

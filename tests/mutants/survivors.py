@@ -7,7 +7,7 @@ from mutants import Mutant
 SURVIVORS = (
     Mutant(
         "masked-linear-weight-doubled",
-        "csrc/masked_linear.inc",
+        "csrc/kernels/masked_linear.inc",
         "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(1), true)",
         "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(2), true)",
         "exact ROLL on a residual MLP: weights' gradient 26% off",
@@ -15,7 +15,7 @@ SURVIVORS = (
     ),
     Mutant(
         "masked-linear-gradient-chunks",
-        "csrc/masked_linear.inc",
+        "csrc/kernels/masked_linear.inc",
         "to.d_out + ((first + r) * m.B + b) * m.outputs",
         "to.d_out + (r * m.B + b) * m.outputs",
         "exact ROLL on a residual MLP of more than 96 inputs: wrong gradients",
@@ -23,7 +23,7 @@ SURVIVORS = (
     ),
     Mutant(
         "masked-linear-weight-chunks",
-        "csrc/masked_linear.inc",
+        "csrc/kernels/masked_linear.inc",
         "      s.pack(m, b, first, count);\n      multiply_transposed",
         "      s.pack(m, b, 0, count);\n      multiply_transposed",
         "exact ROLL on a residual MLP of more than 96 inputs: weights' gradient wrong",

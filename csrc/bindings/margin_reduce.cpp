@@ -3,8 +3,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../kernels/kernels.h"
 #include "aten.h"
-#include "kernels.h"
 
 namespace llr_fast {
 namespace {
