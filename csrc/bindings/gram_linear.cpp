@@ -1,7 +1,9 @@
 #include <optional>
 #include <tuple>
 
-#include "gram.h"
+#include "../kernels/isa.h"
+#include "padded_rows.h"
+#include "parallel.h"
 
 namespace llr_fast {
 namespace {

@@ -2,7 +2,9 @@
 #include <tuple>
 #include <vector>
 
-#include "gram.h"
+#include "../kernels/isa.h"
+#include "padded_rows.h"
+#include "parallel.h"
 
 namespace llr_fast {
 namespace {
@@ -195,7 +197,8 @@ Tensor gram_norms(Tensors weights, Tensors slopes, bool total) {
 
 std::tuple<Tensors, Tensors> gram_norms_backward(Tensor upstream, Tensors weights, Tensors slopes, bool total,
                                                  bool needs_slopes) {
-  auto [norms, by_weights, by_slopes] = gradients_of(upstream, weights, slopes, total, needs_slopes, false);
+  auto [norms, by_weights, by_slopes] =
+      gradients_of(upstream, weights, slopes, total, needs_slopes, /*needs_norms=*/false);
   return {std::move(by_weights), std::move(by_slopes)};
 }
 
@@ -203,7 +206,7 @@ NormsAndGradients gram_norm_sums(Tensors weights, Tensors slopes, bool needs_slo
   is_double(weights);
   const std::vector<int64_t> shape{slopes.empty() ? 1 : slopes[0].size(0), static_cast<int64_t>(weights.size())};
   const Tensor ones = torch::stable::full(shape, 1.0, weights[0].scalar_type());
-  return gradients_of(ones, weights, slopes, true, needs_slopes, true);
+  return gradients_of(ones, weights, slopes, /*total=*/true, needs_slopes, /*needs_norms=*/true);
 }
 
 template <class T>
@@ -218,7 +221,7 @@ std::tuple<Tensors, Tensors> gram_norm_sums_backward(Tensor upstream, Tensors we
   upstream = torch::stable::contiguous(upstream);
   const bool uniform = is_double(weights) ? is_uniform<double>(upstream) : is_uniform<float>(upstream);
   if (!uniform || upstream.numel() == 0)
-    return gram_norms_backward(upstream, weights, slopes, true, !by_slopes.empty());
+    return gram_norms_backward(upstream, weights, slopes, /*total=*/true, /*needs_slopes=*/!by_slopes.empty());
   const Tensor factor = torch::stable::select(torch::stable::flatten(upstream), 0, 0);
   for (Tensor& g : by_weights) g = multiply(g, factor);
   for (Tensor& g : by_slopes) g = multiply(g, factor);

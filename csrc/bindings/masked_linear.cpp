@@ -3,7 +3,9 @@
 #include <string>
 #include <tuple>
 
-#include "gram.h"
+#include "../kernels/isa.h"
+#include "padded_rows.h"
+#include "parallel.h"
 #include "tangent_activation.h"
 
 namespace llr_fast {
@@ -73,12 +75,17 @@ struct Gathered {
         slope(torch::stable::contiguous(a.slope)),
         weight(with_padded_rows<T>(a.weight)),
         weight_transposed(with_padded_rows<T>(transposed(a.weight))),
-        view{tangents.size(0),   a.rows(),
-             slope.size(1),      a.outputs(),
-             tangents.stride(0), tangents.size(1) < a.rows() ? 0 : tangents.stride(1),
-             data<T>(tangents),  data<T>(slope),
-             data<T>(weight),    data<T>(weight_transposed),
-             statistic} {}
+        view{.K = tangents.size(0),
+             .B = a.rows(),
+             .n = slope.size(1),
+             .outputs = a.outputs(),
+             .k_stride = tangents.stride(0),
+             .b_stride = tangents.size(1) < a.rows() ? 0 : tangents.stride(1),
+             .tangents = data<T>(tangents),
+             .slope = data<T>(slope),
+             .weight = data<T>(weight),
+             .weight_transposed = data<T>(weight_transposed),
+             .statistic = statistic} {}
 
   int64_t threads() const {
     const int64_t widest = std::max(view.n, view.outputs);
@@ -148,10 +155,11 @@ Tensor gradient_by_out(const Arguments& a, MaybeTensor d_out, const MaybeTensor&
   }
   // The statistic is that of an activation of slope 1.
   const Tensor ones = torch::stable::full(std::vector<int64_t>{a.rows(), a.outputs()}, 1.0, a.wide);
-  const Tensor product = out ? to(*out, a.wide) : std::get<0>(masked_linear(a.tangents, a.slope, a.weight, name, true));
+  const Tensor product =
+      out ? to(*out, a.wide) : std::get<0>(masked_linear(a.tangents, a.slope, a.weight, name, /*store=*/true));
   const Tensor stat = new_zeros(a.slope, {a.rows(), a.outputs()});
   if (statistic_named(name) == Statistic::max_abs) measure(product, Statistic::max_abs, stat);
-  return std::get<0>(tangent_activation_backward(d_out, d_stat, product, ones, stat, name, false));
+  return std::get<0>(tangent_activation_backward(d_out, d_stat, product, ones, stat, name, /*needs_slope=*/false));
 }
 
 Gradients backward_dense(const Arguments& a, const Tensor& d_out, bool needs_slope, bool needs_weight) {

@@ -3,7 +3,7 @@
 #include <string>
 #include <tuple>
 
-#include "../kernels/kernels.h"
+#include "../kernels/isa.h"
 #include "aten.h"
 
 namespace llr_fast {

@@ -7,4 +7,5 @@
 #include <memory>
 #include <new>
 
-#include "kernels.h"
+#include "isa.h"
+#include "padding.h"

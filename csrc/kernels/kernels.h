@@ -1,23 +1,8 @@
-// Kernels for CPU, compiled once for each instruction set; free of torch headers.
+// The kernels for CPUs, which are compiled once for each instruction set, and what they take.
 #pragma once
 #include <cstdint>
 
-// Clang does not know the target pragma that these need, and gets the generic kernels.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define X86_KERNELS
-#endif
-
 namespace llr_fast {
-
-// Rows of shared matrices start on cache lines and may be read and written to the end of their last one.
-constexpr int64_t kCacheLine = 64;
-
-// Internal linkage, here and for all that kernels call: a linker that merged copies could keep one for another CPU.
-template <class T>
-static inline int64_t padded(int64_t width) {
-  constexpr int64_t lanes = kCacheLine / sizeof(T);
-  return (width + lanes - 1) / lanes * lanes;
-}
 
 // A chain of dense layers and its batch; arrays hold one entry per layer. The rows of matrices are padded.
 template <class T>
@@ -128,30 +113,5 @@ struct Kernels {
   void (*margin_ratios)(const T* distance, const T* norm, int64_t n, T* ratio);
   void (*margin_ratios_by_float)(const T* distance, const float* norm, int64_t n, T* ratio);
 };
-
-struct InstructionSet {
-  const char* name;
-  Kernels<float> of_float;
-  Kernels<double> of_double;
-};
-
-extern const InstructionSet generic;
-#if defined(X86_KERNELS)
-extern const InstructionSet avx2, avx512;
-#endif
-
-// The widest that this machine runs, or the one that the environment variable LLR_FAST_ISA names.
-const InstructionSet& instruction_set();
-
-template <class T>
-const Kernels<T>& kernels();
-template <>
-inline const Kernels<float>& kernels() {
-  return instruction_set().of_float;
-}
-template <>
-inline const Kernels<double>& kernels() {
-  return instruction_set().of_double;
-}
 
 }  // namespace llr_fast

@@ -1,6 +1,4 @@
-#include "kernels.h"
-
-#include <torch/csrc/stable/library.h>
+#include "isa.h"
 
 #include <cstdlib>
 #include <stdexcept>
@@ -26,14 +24,6 @@ static const InstructionSet& choose() {
 const InstructionSet& instruction_set() {
   static const InstructionSet& chosen = choose();
   return chosen;
-}
-
-static std::string instruction_set_name() { return instruction_set().name; }
-
-STABLE_TORCH_LIBRARY_FRAGMENT(llr_fast_native, m) { m.def("instruction_set() -> str"); }
-
-STABLE_TORCH_LIBRARY_IMPL(llr_fast_native, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&instruction_set_name));
 }
 
 }  // namespace llr_fast

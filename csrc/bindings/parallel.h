@@ -1,25 +1,11 @@
-// What the callers of the kernels for Gram matrices share: padded matrices, and threads with samples of their own.
+// Threads with samples of their own.
 #pragma once
 #include <algorithm>
 #include <vector>
 
-#include "../kernels/kernels.h"
 #include "aten.h"
 
 namespace llr_fast {
-
-// The same with rows, those of the last axis, that end with zeros to a whole cache line; a copy unless they do already.
-template <class T>
-Tensor with_padded_rows(const Tensor& matrices) {
-  std::vector<int64_t> shape(matrices.sizes().begin(), matrices.sizes().end());
-  const int64_t last = shape.size() - 1, width = shape[last];
-  shape[last] = padded<T>(width);
-  if (shape[last] == width) return torch::stable::contiguous(matrices);
-  Tensor out = torch::stable::new_zeros(matrices, shape);
-  Tensor inside = part(out, last, 0, width);
-  torch::stable::copy_(inside, matrices);
-  return out;
-}
 
 // No more threads than samples, or than memory allows, where each has so many elements of its own.
 template <class T>
