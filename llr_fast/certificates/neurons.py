@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from llr_fast import norms
 from llr_fast.certificates import bounds, evaluation
 from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import freeze
-from llr_fast.certificates.rounding import Rounding, stays_on
+from llr_fast.certificates.rounding import Rounding, last_digits, stays_on
 from llr_fast.checks import check_choice, check_direction
 from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.torch_modes import as_written
@@ -124,7 +125,7 @@ def directional_margin(model: nn.Module, x: Tensor, direction: Tensor, *, dtype:
     directions = rounding.start(along[None], torch.maximum(start.abs(), along.abs()))
     layers = evaluation.layers_of(model, x, directions, dtype, rounding=rounding)
     unbounded = x.new_full((x.size(0),), math.inf, dtype=dtype)
-    return scale * torch.stack([unbounded, *(first_kink(layer) for layer in layers)]).amin(0)
+    return scale * torch.stack([unbounded, *(first_kink(layer).step for layer in layers)]).amin(0)
 
 
 def _power_of_two(x: Tensor) -> Tensor:
@@ -133,14 +134,23 @@ def _power_of_two(x: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(largest), largest.frexp().exponent).masked_fill(largest == 0, 1.0)
 
 
-def first_kink(layer: Layer) -> Tensor:
-    """[B]: the smallest step along the first direction at which a neuron reaches a kink; on one it is below it."""
+class Step(NamedTuple):
+    """To a kink along a direction: [B], +inf where none lies ahead, and [B], how far rounding may have moved it."""
+
+    step: Tensor
+    error: Tensor
+
+
+def first_kink(layer: Layer) -> Step:
+    """The smallest step along the first direction at which a neuron reaches a kink; on one it is below it."""
     moving = torch.stack([stays_on(layer, kink) for kink in layer.kinks]).any(0).logical_not()
     rate, steps = layer.tangents[0] * moving, []
     for kink in layer.kinks:
         ahead = torch.where(layer.z > kink, rate < 0, rate > 0)
         steps.append(torch.where(ahead, (kink - layer.z) / rate, math.inf))
-    return torch.stack(steps).amin(0).amin(1)
+    step, neuron = torch.stack(steps).amin(0).min(1)
+    noise, its_rate = (each.gather(1, neuron[:, None])[:, 0] for each in (layer.tangents[-1], rate))
+    return Step(step, torch.where(step < math.inf, last_digits(noise) / its_rate.abs(), 0.0))
 
 
 def _pieces(layers: list[Layer], x: Tensor) -> Tensor:

@@ -71,6 +71,11 @@ def error(noise: Tensor) -> Tensor:
     return _RELATIVE[noise.dtype] * noise.abs()
 
 
+def last_digits(noise: Tensor) -> Tensor:
+    """What rounding does as a rule, from the noise."""
+    return 4 * torch.finfo(noise.dtype).eps * noise.abs()
+
+
 def near(layer: Layer, kink: float) -> Tensor:
     """[B, n]: which values cannot be told from the kink, though they are computed with an error."""
     noise = layer.tangents[-1].abs() + abs(kink)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llr_fast.certificates import evaluation
-from llr_fast.certificates.neurons import first_kink
+from llr_fast.certificates.neurons import Step, first_kink
 from llr_fast.certificates.rounding import Rounding, without_sides
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.layers import Layer
@@ -64,8 +66,9 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     A point's directional margins forwards and backwards (Prop. 4), found by one tangent, are the ends of its region on
     the segment. Starting from a point of the segment, every part that is left over gets a point in the next round,
     until nothing is left: one point for each region, many of them in one evaluation, and none is stepped over. The
-    limit is float64: regions shorter than 1e-11 of the segment are not resolved. Further tangents estimate the rounding
-    of each neuron: one that stays on a kink all along the segment has no side there, and bounds no region.
+    limit is float64. Regions shorter than 1e-11 of the segment are not resolved. Further tangents estimate the rounding
+    of each neuron: what is shorter than rounding may move the kinks at its ends is no region, and a neuron that stays
+    on a kink all along the segment has no side there.
 
     Args:
         model: a piecewise-linear network in evaluation mode.
@@ -103,32 +106,47 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while gaps:
             now, gaps = gaps[-chunk:], gaps[:-chunk]
-            for (segment, low, high), region in zip(now, _regions_at(model, start.double(), end.double(), now)):
-                gaps += [(segment, *gap) for gap in found[segment].add(low, high, *region)]
+            for (segment, *gap), part in zip(now, _regions_at(model, start.double(), end.double(), now), strict=True):
+                gaps += [(segment, *left) for left in found[segment].add(*gap, part)]
             for segment in {gap[0] for gap in now}:
                 found[segment].check()
             bar.update(len(now))
     return [Crossings(a, b, regions.boundaries().to(a.device)) for a, b, regions in zip(start, end, found)]
 
 
+class _Part(NamedTuple):
+    """What one point tells of its region on a segment: where it begins and ends, and how long it must be to be told
+    from what rounding makes of one kink."""
+
+    pattern: bytes
+    begin: float
+    end: float
+    shortest: float
+
+    @property
+    def resolved(self) -> bool:
+        return self.end - self.begin > self.shortest
+
+
 class _Found:
-    """What is known of the regions along one segment: by pattern, where each begins and ends."""
+    """What is known of the regions along one segment, by pattern."""
 
     def __init__(self) -> None:
-        self._regions: dict[bytes, tuple[float, float]] = {}
+        self._regions: dict[bytes, _Part] = {}
         self._points = 0
 
-    def add(self, low: float, high: float, pattern: bytes, first: float, last: float) -> list[tuple[float, float]]:
+    def add(self, low: float, high: float, part: _Part) -> list[tuple[float, float]]:
         """Takes in what a point in the gap from `low` to `high` tells; the gaps that are left of this one.
 
         A region is convex: what lies between two of its parts belongs to it, too, whatever rounding makes of it. So
         only a new region leaves more than one gap.
         """
-        known = self._regions.get(pattern, (1.0, 0.0))
-        begin, end = min(known[0], first), max(known[1], last)
-        self._regions[pattern] = begin, end
+        known = self._regions.get(part.pattern, part)
+        begin, end, shortest = min(known.begin, part.begin), max(known.end, part.end), min(known.shortest, part.shortest)
+        self._regions[part.pattern] = _Part(part.pattern, begin, end, shortest)
         self._points += 1
-        return [gap for gap in ((low, min(first, begin)), (max(last, end), high)) if gap[1] - gap[0] > _SHORTEST]
+        gaps = (low, min(part.begin, begin)), (max(part.end, end), high)
+        return [gap for gap in gaps if gap[1] - gap[0] > part.shortest]
 
     def check(self) -> None:
         """Raises where most points find regions that are too short to be resolved."""
@@ -141,22 +159,22 @@ class _Found:
 
     def boundaries(self) -> Tensor:
         """[R + 1]: between neighbours the middle of what rounding makes of one point."""
-        between = [(left[1] + right[0]) / 2 for left, right in itertools.pairwise(self._resolved())]
+        between = [(left.end + right.begin) / 2 for left, right in itertools.pairwise(self._resolved())]
         return torch.tensor([0.0, *between, 1.0], dtype=torch.float64, device="cpu")
 
-    def _resolved(self) -> list[tuple[float, float]]:
+    def _resolved(self) -> list[_Part]:
         """In order along the segment; none lies within another, as rounding may make it look."""
-        found: list[tuple[float, float]] = []
-        for begin, end in sorted(self._regions.values()):
-            if end - begin > _SHORTEST and (not found or end > found[-1][1]):
-                found.append((begin, end))
+        found: list[_Part] = []
+        for region in sorted(self._regions.values(), key=lambda region: (region.begin, region.end)):
+            if region.resolved and (not found or region.end > found[-1].end):
+                found.append(region)
         return found
 
 
 def _regions_at(
     model: nn.Module, start: Tensor, end: Tensor, gaps: list[tuple[int, float, float]]
-) -> list[tuple[bytes, float, float]]:
-    """For each gap the region of one point in it: its pattern, and where it begins and ends within the gap."""
+) -> Iterator[_Part]:
+    """For each gap the part in it of the region of one of its points."""
     segment = torch.tensor([gap[0] for gap in gaps], device=start.device)
     low, high = start.new_tensor([gap[1:] for gap in gaps]).unbind(1)
     # Not the middle, which symmetric segments have on a kink.
@@ -166,13 +184,16 @@ def _regions_at(
     rounding = Rounding()
     directions = rounding.start(along[None], torch.maximum(origin.abs(), end[segment].abs()))
     layers = evaluation.layers_of(model, x, directions, torch.float64, rounding=rounding)
-    first = torch.maximum(t - _reach(layers, t, -1), low)
-    last = torch.minimum(t + _reach(layers, t, 1), high)
+    behind, ahead = _reach(layers, t, -1), _reach(layers, t, 1)
+    first, last = torch.maximum(t - behind.step, low), torch.minimum(t + ahead.step, high)
+    shortest = torch.maximum(behind.error, ahead.error).clamp_min(_SHORTEST)
     hashes = pattern_hashes([without_sides(layer) for layer in layers], len(gaps))
-    return list(zip(hashes, first.tolist(), last.tolist()))
+    return itertools.starmap(_Part, zip(hashes, first.tolist(), last.tolist(), shortest.tolist(), strict=True))
 
 
-def _reach(layers: list[Layer], t: Tensor, sign: int) -> Tensor:
+def _reach(layers: list[Layer], t: Tensor, sign: int) -> Step:
     """[G]: the way to the first kink ahead (1) or behind (-1)."""
-    steps = [first_kink(replace(layer, tangents=sign * layer.tangents)) for layer in layers]
-    return torch.stack([torch.full_like(t, torch.inf), *steps]).amin(0)
+    none = Step(torch.full_like(t, torch.inf), torch.zeros_like(t))
+    steps = [none, *(first_kink(replace(layer, tangents=sign * layer.tangents)) for layer in layers)]
+    step, layer = torch.stack([each.step for each in steps]).min(0)
+    return Step(step, torch.stack([each.error for each in steps]).gather(0, layer[None])[0])

@@ -51,15 +51,26 @@ def nearly_equal(part):
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
 
+def coarsen(values):
+    """To multiples of 1/256."""
+    return values.mul_(256).round_().div_(256)
+
+
 def zero_sum(common, bias=0.1):
-    """Layers whose rows sum to zero, behind one whose units have a large part in common."""
+    """Layers whose rows sum to zero, behind one whose units have a large part in common.
+
+    Multiples of 1/256, so that what is left of the large part is the same in float64 however terms are added.
+    """
     first, second, third = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 5)
     with torch.no_grad():
         first.weight += common * torch.randn(1, 6)
         first.bias += 10 * common
+        for layer in (first, second, third):
+            coarsen(layer.weight)
+            coarsen(layer.bias)
         for layer in (second, third):
-            layer.weight -= layer.weight.mean(1, keepdim=True)
-            layer.bias.uniform_(-bias, bias)
+            layer.weight[:, 0] -= layer.weight.sum(1)
+            coarsen(layer.bias.uniform_(-bias, bias))
     return nn.Sequential(first, nn.ReLU(), second, nn.LeakyReLU(0.1), third, nn.ReLU())
 
 
@@ -109,8 +120,8 @@ NETWORKS = {
     ),
     "nearly_equal": lambda: (nearly_equal(1e-3), 0.1 * flat()),
     "nearly_equal_in_five_digits": lambda: (nearly_equal(1e-5), 0.1 * flat()),
-    "zero_sum": lambda: (zero_sum(100.0), flat()),
-    "zero_sum_of_a_large_part": lambda: (zero_sum(1e4), flat()),
+    "zero_sum": lambda: (zero_sum(100.0), coarsen(flat())),
+    "zero_sum_of_a_large_part": lambda: (zero_sum(1e4), coarsen(flat())),
     "slopes": lambda: (mlp(6, 9, 7, 5, activation=lambda: nn.LeakyReLU(1 / 3)), flat()),
     "small_slopes": lambda: (mlp(6, 6, 6, activation=lambda: nn.LeakyReLU(1e-9)), flat()),
     "trained_slopes": lambda: (mlp(6, 6, 6, activation=lambda: nn.PReLU(init=0.3)), flat()),

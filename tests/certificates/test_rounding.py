@@ -200,7 +200,7 @@ def test_kinks_that_absorb_all_that_moves_bound_nothing(points, scale, dtype):
 @pytest.mark.parametrize("angle", [1e-6, 1e-9, 1e-11, 1e-12, 1e-13, 1e-15])
 @pytest.mark.parametrize("seed", range(3))
 def test_segments_within_rounding_of_many_kinks_end(points, seed, angle):
-    """Terms of 1e3 that cancel, but for a small rate in opposite directions about one point."""
+    """Terms of 1e3 that cancel, but for a small rate in opposite directions about one point, which is the only kink."""
     torch.manual_seed(seed)
     model = opposed(20, nn.ReLU())
     weight = model[0].weight.data
@@ -208,7 +208,7 @@ def test_segments_within_rounding_of_many_kinks_end(points, seed, angle):
     model[0].bias.data[:] = -(weight @ torch.full((2,), 500.0, dtype=DTYPE))
     start = torch.zeros(1, 2, dtype=DTYPE)
     (crossings,) = llr_fast.regions_along(model, start, start + 1000)
-    assert sum(points) <= 64 * (1 + len(crossings))
+    assert sum(points) <= 64 * (1 + len(crossings)) and len(crossings) <= 2
 
 
 def test_too_many_short_regions_are_refused(points):

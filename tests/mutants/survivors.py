@@ -8,8 +8,8 @@ SURVIVORS = (
     Mutant(
         "masked-linear-weight-doubled",
         "csrc/kernels/masked_linear.inc",
-        "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(1), true)",
-        "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(2), true)",
+        "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(1), Slopes::multiplied_in)",
+        "s.active.unpack_row(to.d_weight + o * stride, s.product.row(o), T(2), Slopes::multiplied_in)",
         "exact ROLL on a residual MLP: weights' gradient 26% off",
         ("tests/ops/test_native.py::test_gradients_where_few_are_active",),
     ),
