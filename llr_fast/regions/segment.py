@@ -106,8 +106,9 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         while gaps:
             now, gaps = gaps[-chunk:], gaps[:-chunk]
-            for (segment, *gap), part in zip(now, _regions_at(model, start.double(), end.double(), now), strict=True):
-                gaps += [(segment, *left) for left in found[segment].add(*gap, part)]
+            parts = _parts_at(model, start.double(), end.double(), now)
+            for (segment, low, high), part in zip(now, parts, strict=True):
+                gaps += [(segment, *gap) for gap in found[segment].add(low, high, part)]
             for segment in {gap[0] for gap in now}:
                 found[segment].check()
             bar.update(len(now))
@@ -115,8 +116,7 @@ def regions_along(model: nn.Module, start: Tensor, end: Tensor, *, progress: boo
 
 
 class _Part(NamedTuple):
-    """What one point tells of its region on a segment: where it begins and ends, and how long it must be to be told
-    from what rounding makes of one kink."""
+    """What is known of a region on a segment: where it begins and ends; what is shorter may be made by rounding."""
 
     pattern: bytes
     begin: float
@@ -126,6 +126,11 @@ class _Part(NamedTuple):
     @property
     def resolved(self) -> bool:
         return self.end - self.begin > self.shortest
+
+    def joined(self, other: _Part) -> _Part:
+        """Both and what lies between them."""
+        begin, end = min(self.begin, other.begin), max(self.end, other.end)
+        return _Part(self.pattern, begin, end, min(self.shortest, other.shortest))
 
 
 class _Found:
@@ -141,11 +146,9 @@ class _Found:
         A region is convex: what lies between two of its parts belongs to it, too, whatever rounding makes of it. So
         only a new region leaves more than one gap.
         """
-        known = self._regions.get(part.pattern, part)
-        begin, end, shortest = min(known.begin, part.begin), max(known.end, part.end), min(known.shortest, part.shortest)
-        self._regions[part.pattern] = _Part(part.pattern, begin, end, shortest)
+        region = self._regions[part.pattern] = part.joined(self._regions.get(part.pattern, part))
         self._points += 1
-        gaps = (low, min(part.begin, begin)), (max(part.end, end), high)
+        gaps = (low, region.begin), (region.end, high)
         return [gap for gap in gaps if gap[1] - gap[0] > part.shortest]
 
     def check(self) -> None:
@@ -171,9 +174,7 @@ class _Found:
         return found
 
 
-def _regions_at(
-    model: nn.Module, start: Tensor, end: Tensor, gaps: list[tuple[int, float, float]]
-) -> Iterator[_Part]:
+def _parts_at(model: nn.Module, start: Tensor, end: Tensor, gaps: list[tuple[int, float, float]]) -> Iterator[_Part]:
     """For each gap the part in it of the region of one of its points."""
     segment = torch.tensor([gap[0] for gap in gaps], device=start.device)
     low, high = start.new_tensor([gap[1:] for gap in gaps]).unbind(1)
