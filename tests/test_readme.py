@@ -1,5 +1,6 @@
 """The README's examples run as pasted, in order, and its commands exist."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -19,3 +20,11 @@ def test_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {word for command in re.findall(r"\bmake ((?:[a-z-]+ ?)+)", README) for word in command.split()}
     assert named and named <= targets
+
+
+def test_operators_are_where_it_says():
+    public = re.search(r"The fused operators are public.*?\n\n", README, re.DOTALL)[0]
+    folders = {path.parent.name for path in (ROOT / "llr_fast" / "ops").glob("*/reference.py")}
+    for name in folders:
+        assert f"`{name}`" in public
+        assert callable(getattr(importlib.import_module(f"llr_fast.ops.{name}"), name))

@@ -53,9 +53,9 @@ def _verify(
     best = _nothing(x.to(backward.direction.dtype), distances[0])
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
-        bound, layer, neuron = (found.t() for found in smallest_bounds(distances, bounds, CANDIDATES))
-        for lower, at_layer, at_neuron in zip(bound, layer, neuron, strict=True):
-            undecided = (lower < best.value).nonzero().squeeze(1)
+        lowest, layer, neuron = (found.t() for found in smallest_bounds(distances, bounds, CANDIDATES))
+        for ratio_at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
+            undecided = (ratio_at_least < best.value).nonzero().squeeze(1)
             if not undecided.numel():
                 return best, computed
             if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
@@ -69,7 +69,7 @@ def _verify(
             found = Nearest(ratio.masked_fill(norm == 0, math.inf), at_layer[rows], at_neuron[rows], gradient)
             _keep_smaller(best, rows, found)
             computed.append((rows, found.layer, found.neuron, norm))
-        bounds = [_without(bound, layer == index, neuron) for index, bound in enumerate(bounds)]
+        bounds = [_without(of_layer, layer == index, neuron) for index, of_layer in enumerate(bounds)]
 
 
 def _places(rows: Tensor, part: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def _keep_smaller(best: Nearest, rows: Tensor, found: Nearest) -> None:
     best.layer[rows], best.neuron[rows] = found.layer[nearer], found.neuron[nearer]
 
 
-def _without(bound: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
+def _without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
     """The bounds [B, n] with zero, which never bounds a region, at the neurons [C, B] that are in this layer."""
     candidate, row = here.nonzero(as_tuple=True)
-    bound = bound.clone()
-    bound[row, neuron[candidate, row]] = 0
-    return bound
+    bounds = bounds.clone()
+    bounds[row, neuron[candidate, row]] = 0
+    return bounds

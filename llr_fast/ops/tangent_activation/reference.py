@@ -7,21 +7,22 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ...norms import Statistic
 from ..common.arguments import accumulation_dtype
 
 
 def reduce_statistic(tangents: Tensor, statistic: str) -> Tensor:
     """A statistic over the first axis."""
-    if statistic == "sum_squares":
+    if statistic == Statistic.SUM_SQUARES:
         return tangents.square().sum(0)
-    return tangents.abs().sum(0) if statistic == "sum_abs" else tangents.abs().amax(0)
+    return tangents.abs().sum(0) if statistic == Statistic.SUM_ABS else tangents.abs().amax(0)
 
 
 def statistic_derivative(tangents: Tensor, statistic: str) -> Tensor:
     """The derivative of a statistic by each tangent."""
-    if statistic == "sum_squares":
+    if statistic == Statistic.SUM_SQUARES:
         return 2 * tangents
-    if statistic == "sum_abs":
+    if statistic == Statistic.SUM_ABS:
         return tangents.sign()
     first = tangents.abs().argmax(0, keepdim=True)
     return torch.zeros_like(tangents).scatter(0, first, tangents.gather(0, first).sign())
