@@ -187,7 +187,8 @@ def _parts_at(model: nn.Module, start: Tensor, end: Tensor, gaps: list[tuple[int
     layers = evaluation.layers_of(model, x, directions, torch.float64, rounding=rounding)
     behind, ahead = _reach(layers, t, -1), _reach(layers, t, 1)
     first, last = torch.maximum(t - behind.step, low), torch.minimum(t + ahead.step, high)
-    shortest = torch.maximum(behind.error, ahead.error).clamp_min(_SHORTEST)
+    errors = behind.error.where(first > low, 0.0), ahead.error.where(last < high, 0.0)  # of kinks within the gap
+    shortest = torch.maximum(*errors).clamp_min(_SHORTEST)
     hashes = pattern_hashes([without_sides(layer) for layer in layers], len(gaps))
     return itertools.starmap(_Part, zip(hashes, first.tolist(), last.tolist(), shortest.tolist(), strict=True))
 

@@ -211,6 +211,15 @@ def test_segments_within_rounding_of_many_kinks_end(points, seed, angle):
     assert sum(points) <= 64 * (1 + len(crossings)) and len(crossings) <= 2
 
 
+def test_kinks_out_of_reach_hide_none():
+    """One that rounding moves far, as its neuron hardly moves, but that lies beyond the segment."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU()).double()
+    model[0].weight.data[:] = torch.tensor([[1e-24], [1.0]])
+    model[0].bias.data[:] = torch.tensor([0.4, -0.3])
+    (crossings,) = llr_fast.regions_along(model, torch.zeros(1, 1, dtype=DTYPE), torch.ones(1, 1, dtype=DTYPE))
+    torch.testing.assert_close(crossings.t, torch.tensor([0, 0.3, 1], dtype=DTYPE))
+
+
 def test_too_many_short_regions_are_refused(points):
     model = nn.Sequential(nn.Linear(1, 1000), nn.ReLU()).double()
     model[0].weight.data.fill_(1.0)
