@@ -92,6 +92,38 @@ struct MaskedLinearGradients {
   T* d_weight;                 // may be null
 };
 
+// A function of slope 1 between two kinks, constant above the upper one. Under the lower one its slope is `below`, or
+// slope[i / inner % channels] of the neuron i where `slope` is not null.
+template <class T>
+struct Ramp {
+  T lower, upper, below;
+  const T* slope;
+  int64_t channels, inner;
+};
+
+// n neurons, and their tangents [K, n].
+template <class T>
+struct RollActivation {
+  Ramp<T> ramp;
+  int64_t K, n;
+  const T *z, *tangents;
+  bool past_cache;  // the outputs are too large to be found there later
+};
+
+template <class T>
+struct RollOutputs {
+  T *out, *masked;  // masked may be null
+  int8_t* code;
+  T* sums;  // of each item two: of squares and of hinges
+};
+
+template <class T>
+struct RollGradients {
+  const T *d_out, *d_masked, *d_sums;  // d_masked may be null
+  const int8_t* code;
+  T *d_z, *d_tangents;
+};
+
 // Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
 constexpr int64_t kTangentBlock = 2048;
 
@@ -107,6 +139,9 @@ struct Kernels {
   void (*masked_linear)(const MaskedLinear<T>&, T* out, T* stat, int64_t first_sample, int64_t last_sample);
   void (*masked_linear_backward)(const MaskedLinear<T>&, const MaskedLinearGradients<T>&, int64_t first_sample,
                                  int64_t last_sample);
+  void (*roll_activation)(const RollActivation<T>&, const RollOutputs<T>&, int64_t first_item, int64_t last_item);
+  void (*roll_activation_backward)(const RollActivation<T>&, const RollGradients<T>&, int64_t first_item,
+                                   int64_t last_item);
   // Adds values [K, n] to a statistic of n neurons.
   void (*measure)(const T* values, int64_t K, int64_t n, Statistic, T* stat, int64_t first_neuron, int64_t last_neuron);
   // Ratios of distances to norms, for the smallest of them.

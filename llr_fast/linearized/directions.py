@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from llr_fast.linearized.linearization import Linearization, identity
-from llr_fast.linearized.torch_modes import Modes, like
+from llr_fast.linearized.torch_modes import Modes, checkpoint, like
 from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
 from llr_fast.ops.masked_linear import masked_linear
@@ -165,7 +165,7 @@ class _Convolved(Directions):
 
     def __init__(self, inputs: Directions, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
         self._inputs, self._function, self._weight = inputs, function, weight
-        self._modes, self._hooks = Modes.current(weight.device.type), _checkpoint()
+        self._modes, self._hooks = Modes.current(weight.device.type), checkpoint()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -178,7 +178,7 @@ class _Convolved(Directions):
     @cached_property
     def tangents(self) -> Tensor:
         # Kept, so a checkpoint that uses it has no part in it, and does not compute it again.
-        apart = self._hooks != _checkpoint()
+        apart = self._hooks != checkpoint()
         with self._modes.entered(), saved_tensors_hooks(identity, identity) if apart else nullcontext():
             return self._inputs.batched(lambda t: self._function(t, self._weight)).tangents
 
@@ -189,11 +189,6 @@ class _Convolved(Directions):
         unscaled = like(self._weight, self._inputs.tangents)
         weight = unscaled * factor.view(-1, *[1] * (self._weight.dim() - 1))
         return _Convolved(self._inputs, self._function, weight.to(unscaled.dtype))
-
-
-def _checkpoint() -> object:
-    """What tells checkpoints apart: where saved tensors go."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:

@@ -16,9 +16,10 @@ from torch.utils import swap_tensors
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from llr_fast.checks import WithDerivatives
-from llr_fast.linearized.layers import Activation, Collector
+from llr_fast.linearized.layers import Activation, Collector, FusedCollector, Ramp
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.modules import RunningModule
+from llr_fast.linearized.torch_modes import checkpoint
 
 T = TypeVar("T")
 
@@ -74,9 +75,20 @@ class Evaluation(Generic[T]):
         if not activation.z.numel():
             return linearization
         linearization, layer = self._collector(activation, linearization)
+        self._keep(layer)
+        return linearization
+
+    def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization] | None:
+        """The value and linearization of a ramp, where the collector computes both as it takes in the neurons."""
+        if not isinstance(self._collector, FusedCollector):
+            return None
+        value, linearization, layer = self._collector.ramp(z, ramp, linearization)
+        self._keep(layer)
+        return value, linearization
+
+    def _keep(self, layer: T) -> None:
         if not self.finished:
             self.layers.append(layer)
-        return linearization
 
     def name(self, function: str) -> str:
         """What the next layer of neurons is called."""
@@ -121,7 +133,7 @@ class Evaluation(Generic[T]):
         """Remembers a tensor of this evaluation, as long as somebody else holds it."""
         self._made.append(weakref.ref(tensor))
         if not self.settings.certificate:  # checkpoints set hooks
-            self.checkpointed |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+            self.checkpointed |= checkpoint() is not None
         if self.finished and self._backward != torch._C._current_graph_task_id():
             self._backward = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self.finish)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,9 +30,46 @@ class Activation:
     samples: Samples
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """A function of slope 1 between two kinks, of slope `below` under the lower one, constant above the upper one."""
+
+    lower: float = 0.0
+    upper: float = math.inf
+    below: float | Tensor = 0.0  # a tensor has one entry, or one for each channel
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return tuple(kink for kink in (self.lower, self.upper) if math.isfinite(kink))
+
+    def slopes(self, z: Tensor) -> tuple[Any, ...]:
+        """Of the pieces, from below; tensors are broadcast to z."""
+        below = self.below
+        if isinstance(below, Tensor) and below.numel() > 1:
+            below = below.view(-1, *[1] * (z.dim() - 2))
+        return (below,) * (self.lower > -math.inf) + (1.0,) + (0.0,) * (self.upper < math.inf)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """That of the piece, [*z.shape]."""
+        under = self.slopes(z)[0]
+        return torch.where(z > self.upper, 0.0, torch.where(z > self.lower, 1.0, under))
+
+
 # Takes an activation and the linearization of its argument; returns the linearization of the result, and what the
 # evaluation is to keep of the neurons.
 Collector = Callable[[Activation, Linearization], tuple[Linearization, T]]
+
+
+class FusedCollector(ABC, Generic[T]):
+    """A collector that also knows how to compute ramps and collect their neurons in one."""
+
+    @abstractmethod
+    def __call__(self, activation: Activation, linearization: Linearization) -> tuple[Linearization, T]:
+        """As every collector."""
+
+    @abstractmethod
+    def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization, T]:
+        """The ramp's value at z, its linearization, and what is kept."""
 
 
 @dataclass

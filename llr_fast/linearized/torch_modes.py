@@ -57,3 +57,8 @@ class Modes:
             torch.autocast(self.device, dtype=self.dtype, enabled=self.autocast),
         ):
             yield
+
+
+def checkpoint() -> object:
+    """What tells the checkpoint apart that is running, by where saved tensors go; None outside of all."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)

@@ -37,23 +37,16 @@ class Hinges:
 
 
 def _hinges(of: Activation, linearization: Linearization) -> tuple[Linearization, Hinges]:
-    hinge = of.samples.rows(_hinge(of.z, of.kinks))
-    return linearization.activated(of.slope), Hinges(hinge, of.z.numel(), of.samples)
+    hinges = of.samples.rows(hinge(of.z, of.kinks))
+    return linearization.activated(of.slope), Hinges(hinges, of.z.numel(), of.samples)
 
 
 def _total_hinges(of: Activation, linearization: Linearization) -> tuple[Linearization, Hinges]:
     """No more than a byte for each neuron stays in memory."""
-    return linearization.activated(of.slope), Hinges(_hinge(of.z, of.kinks).sum(), of.z.numel(), of.samples)
+    return linearization.activated(of.slope), Hinges(hinge(of.z, of.kinks).sum(), of.z.numel(), of.samples)
 
 
-def _totals(of: Activation, linearization: Linearization) -> tuple[Linearization, tuple[Hinges, Tensor]]:
-    """The total of the squared tangents too."""
-    assert isinstance(linearization, Directions)
-    activated, squares = linearization.activated_and_totalled(of.slope)
-    return activated, (Hinges(_hinge(of.z, of.kinks).sum(), of.z.numel(), of.samples), squares)
-
-
-def _hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+def hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     """max(0, 1 - |z - nearest kink|), of the shape of z; its graph holds a byte for each entry."""
     distance = offset(z, kinks).to(accumulation_dtype(z.dtype))
     with torch.no_grad():
@@ -68,17 +61,6 @@ def linearize_hidden(x: Tensor, linearization: Linearization, evaluation: Evalua
     if not layers:
         raise ValueError("model: expected hidden neurons, got a network without piecewise-linear functions")
     return output, layers
-
-
-def totals_along(
-    model: nn.Module, x: Tensor, directions: Directions, scale: float
-) -> tuple[Any, list[Hinges], list[Tensor]]:
-    """The model's output, and for each layer the totals of the hinges and of the squared tangents times `scale`.
-
-    All in one evaluation: where the model is checkpointed, so are the tangents.
-    """
-    output, layers = linearize_hidden(x, directions, Evaluation(model, _totals))
-    return output, [hinges for hinges, _ in layers], [squares * scale for _, squares in layers]
 
 
 class TrainingStep:

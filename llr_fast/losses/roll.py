@@ -23,6 +23,7 @@ from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.losses import estimators
 from llr_fast.losses.estimators import Hinges, Sampled, TrainingStep
+from llr_fast.losses.totals import Summing, totals_along
 
 Estimator = Literal["exact", "rademacher", "axis", "auto"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -75,6 +76,7 @@ class ROLLLoss(Loss):
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
         self.lam, self.C, self.gamma = lam, C, gamma
         self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
+        self._activations: int | None = None  # of the step before
         self._check_schedule()
 
     @as_written
@@ -93,8 +95,7 @@ class ROLLLoss(Loss):
         check_input(self.model, x)
         total, sampled = self.gamma == 100, self._sampled()
         if total and sampled:
-            output, layers, squares = estimators.totals_along(self.model, x, *self._draw(x, sampled))
-            return output, self.lam * self._mean(layers, squares)
+            return self._of_totals(x, sampled)
         step = TrainingStep(self.model, x, total)
         if self.estimator == "auto":
             self._exact_passes = step.exact_passes
@@ -108,6 +109,15 @@ class ROLLLoss(Loss):
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
+
+    def _of_totals(self, x: Tensor, sampled: Sampled) -> tuple[Any, Tensor]:
+        """With all neurons, along random directions."""
+        directions, scale = self._draw(x, sampled)
+        summing = Summing(self._activations)
+        output, totals = totals_along(self.model, x, directions, summing)
+        self._activations = summing.activations
+        squares, hinges = totals.sums.unbind()
+        return output, self.lam * (scale * squares + self.C * hinges) / totals.neurons
 
     def _sampled(self) -> Sampled | None:
         """The sampled estimator to use; None for the exact norms, and for "auto" until a step has told their cost."""

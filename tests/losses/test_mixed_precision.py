@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import llr_fast
+from llr_fast.losses.totals import Summing
 
 SEEDS = 25
 
@@ -80,14 +81,17 @@ def test_autocast(make, monkeypatch):
 def test_tangents_are_low_and_statistics_single(case, monkeypatch):
     model, x = case
     seen = []
-    totals = llr_fast.losses.estimators._totals
 
-    def collect(activation, linearization):
-        found = totals(activation, linearization)
-        seen.append((linearization.dtype, found[1][1].dtype))
-        return found
+    def noting(method):
+        def collect(summing, *arguments):
+            found = method(summing, *arguments)
+            seen.append((arguments[-1].dtype, found[-1].sums.dtype))
+            return found
 
-    monkeypatch.setattr(llr_fast.losses.estimators, "_totals", collect)
+        return collect
+
+    for name in ("ramp", "__call__"):
+        monkeypatch.setattr(Summing, name, noting(getattr(Summing, name)))
     with torch.autocast("cpu", torch.bfloat16):
         llr_fast.ROLLLoss(model, estimator="rademacher")(x)
     assert {measured for _, measured in seen} == {torch.float32}

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import llr_fast
+from llr_fast.losses.totals import Summing
 
 DTYPE = torch.float64
 ESTIMATORS = ("exact", "rademacher")
@@ -62,11 +63,15 @@ def test_checkpoints_inside_the_model(estimator, gamma):
     same(step(inside, x), step(plain, x))
 
 
+def counting(method, calls):
+    return lambda *arguments: (calls.append(1), method(*arguments))[1]
+
+
 def test_tangents_are_checkpointed_with_the_values(monkeypatch):
     """Along random directions, the backward pass computes those of every activation again."""
-    calls, activate = [], llr_fast.linearized.directions.Directions.activated_and_totalled
-    counted = lambda self, *arguments: (calls.append(1), activate(self, *arguments))[1]  # noqa: E731
-    monkeypatch.setattr(llr_fast.linearized.directions.Directions, "activated_and_totalled", counted)
+    calls = []
+    for name in ("ramp", "__call__"):
+        monkeypatch.setattr(Summing, name, counting(getattr(Summing, name), calls))
     model, x = convolutional()
     for inside, wanted in ((model, 3), (Checkpointed(model), 6)):
         calls.clear()

@@ -80,8 +80,8 @@ SURVIVORS = (
     Mutant(
         "relu6-upper-kink",
         "llr_fast/linearized/rules/piecewise.py",
-        "F.relu6(x.value), (0.0, 6.0), (0.0, 1.0, 0.0))",
-        "F.relu6(x.value), (0.0,), (0.0, 1.0))",
+        "F.relu6, Ramp(upper=6.0))",
+        "F.relu6, Ramp())",
         "F.relu6: a margin of 5.5 for 0.5",
         ("tests/linearized/test_rules.py::test_rule[function_relu6]",),
     ),

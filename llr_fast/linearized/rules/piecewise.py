@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.linearized.layers import Ramp
 from llr_fast.linearized.linearization import identity
 from llr_fast.linearized.rules.affine import pointwise, require_constant
 from llr_fast.linearized.table import function_name, rule
@@ -38,6 +40,14 @@ def activate(
     return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
 
 
+def activate_ramp(x: LinearizedTensor, name: str, function: Callable[[Tensor], Tensor], ramp: Ramp) -> LinearizedTensor:
+    """The ramp of `x`, which `function` computes."""
+    fused = x.evaluation.ramp(x.value, ramp, x.linearization) if x.value.numel() else None
+    if fused is None:
+        return activate(x, name, function(x.value), ramp.kinks, ramp.slopes(x.value))
+    return x.replaced(*fused)
+
+
 def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) -> Tensor:
     """[*x.shape]: of the piece that each entry is on, in the dtype of the linearization or as a mask."""
     is_mask = _is_mask(slopes)
@@ -56,14 +66,15 @@ def _is_mask(slopes: tuple[Any, ...]) -> bool:
 
 @rule("relu", inplace=True)
 def _relu(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
-    return activate(x, "relu", torch.relu(x.value), (0.0,), (0.0, 1.0))
+    return activate_ramp(x, "relu", torch.relu, Ramp())
 
 
 @rule("leaky_relu", inplace=True)
 def _leaky_relu(
     function: Any, x: LinearizedTensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> LinearizedTensor:
-    return activate(x, "leaky_relu", F.leaky_relu(x.value, negative_slope), (0.0,), (negative_slope, 1.0))
+    ramp = Ramp(below=negative_slope)
+    return activate_ramp(x, "leaky_relu", lambda z: F.leaky_relu(z, negative_slope), ramp)
 
 
 @rule("rrelu", inplace=True)
@@ -86,16 +97,13 @@ def _rrelu(
 def _prelu(function: Any, x: LinearizedTensor, weight: Tensor) -> LinearizedTensor:
     require_constant(function, weight)
     keep = x.evaluation.settings.constant
-    value = F.prelu(x.value, keep(weight, x.value.dtype))
-    slope = keep(weight, x.linearization.dtype)
-    if slope.numel() > 1:
-        slope = slope.view(-1, *[1] * (x.value.dim() - 2))
-    return activate(x, "prelu", value, (0.0,), (slope, 1.0))
+    ramp = Ramp(below=keep(weight, x.linearization.dtype))
+    return activate_ramp(x, "prelu", lambda z: F.prelu(z, keep(weight, z.dtype)), ramp)
 
 
 @rule("relu6", inplace=True)
 def _relu6(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
-    return activate(x, "relu6", F.relu6(x.value), (0.0, 6.0), (0.0, 1.0, 0.0))
+    return activate_ramp(x, "relu6", F.relu6, Ramp(upper=6.0))
 
 
 @rule("hardtanh", inplace=True)
@@ -113,12 +121,13 @@ def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None)
         raised = x if at_least is None else _larger_or_smaller(torch.maximum, x, at_least)
         return raised if at_most is None else _larger_or_smaller(torch.minimum, raised, at_most)
     lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
-    bounded = [(kink, after) for kink, after in ((lower, 1.0), (upper, 0.0)) if math.isfinite(kink)]
-    slopes = (1.0 if lower == -math.inf else 0.0, *(after for _, after in bounded))
-    kinks, value = tuple(float(kink) for kink, _ in bounded), torch.clamp(x.value, min, max)
-    if not kinks:
-        return pointwise(x, value, identity if slopes == (1.0,) else torch.zeros_like)
-    return activate(x, function_name(function).rstrip("_"), value, kinks, slopes)
+    ramp = Ramp(float(lower), float(upper))
+    if not ramp.kinks:
+        return pointwise(x, x.value.clamp(min, max), identity if lower < upper else torch.zeros_like)
+    name = function_name(function).rstrip("_")
+    if lower >= upper:
+        return activate(x, name, x.value.clamp(min, max), ramp.kinks, ramp.slopes(x.value))
+    return activate_ramp(x, name, lambda z: z.clamp(min, max), ramp)
 
 
 def _as_number(bound: Any) -> Any:

@@ -54,7 +54,7 @@ def roll_activation(
     _check(z, tangents, lower, upper, below)
     slope = below if isinstance(below, Tensor) else None
     refuse_forward_mode("roll_activation", z, tangents, *([] if slope is None else [slope]))
-    order = sorted(range(z.dim()), key=lambda axis: -z.stride(axis))
+    order = sorted(range(z.dim()), key=z.stride().__getitem__, reverse=True)
     in_memory = z.permute(order)
     behind_channels = in_memory.shape[order.index(1) + 1 :] if slope is not None and slope.numel() > 1 else ()
     flat, masked, sums, _ = torch.ops.llr_fast.roll_activation(
@@ -67,7 +67,7 @@ def roll_activation(
         math.prod(behind_channels),
         store,
     )
-    inverse = sorted(range(z.dim()), key=lambda axis: order[axis])
+    inverse = sorted(range(z.dim()), key=order.__getitem__)
     out = flat.view(in_memory.shape).permute(inverse)
     if store:
         masked = masked.view(-1, *in_memory.shape).permute(0, *(axis + 1 for axis in inverse))
