@@ -119,7 +119,7 @@ def _backward(ctx, run, d_out, d_masked, d_sums, _):
     d_z, d_tangents = run("roll_activation_backward", *args)
     d_slope = None
     if slope is not None and ctx.needs_input_grad[2]:
-        by_slope = d_out * z if d_masked is None else torch.addcmul(d_out * z, d_masked, tangents).sum(0)
+        by_slope = d_out * z if d_masked is None else d_out * z + (d_masked * tangents).sum(0)
         by_slope = torch.where(code & 3 == 0, by_slope, 0)
         d_slope = by_slope.view(-1, slope.numel(), ctx.inner).sum((0, 2)).view(slope.shape).to(slope.dtype)
     return d_z, d_tangents, d_slope, None, None, None, None, None
