@@ -8,7 +8,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ LIBRARY = torch.library.Library("llr_fast", "DEF")
 _process_choice: str | None = None
 _context_choice: contextvars.ContextVar[str | None] = contextvars.ContextVar("llr_fast_backend", default=None)
 _packages: dict[str, str] = {}
+_implementations: dict[str, Callable[..., Any]] = {}
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def set_backend(name: str) -> None:
@@ -71,6 +73,7 @@ def define(schema: str, package: str, fake: Callable[..., Any]) -> None:
         with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
             return implementation(op, tensor.device)(*args)
 
+    _implementations[op] = run
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"llr_fast::{op}", fake, lib=LIBRARY)
@@ -94,11 +97,45 @@ def differentiate(op: str, save: Callable[..., None], backward: Callable[..., An
             if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated once more
                 return _function(name, "reference", name)(*args)
             with _chosen(ctx.backend):
-                return getattr(torch.ops.llr_fast, name)(*args)
+                return (_operator(name) if _is_watched(args) else _implementations[name])(*args)
 
         return backward(ctx, run, *gradients)
 
     torch.library.register_autograd(f"llr_fast::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = _implementations[op](*args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+            return formula(ctx, *gradients)
+
+    _functions[op] = Function
+
+
+def call(op: str, *args: Any) -> Any:
+    """The operator llr_fast::<op> of tensors and numbers.
+
+    Without torch's dispatcher, which takes longer than a small kernel, where nobody watches the call.
+    """
+    return _operator(op)(*args) if _is_watched(args) else _functions[op].apply(*args)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(torch.ops.llr_fast, name)
+    return found
+
+
+def _is_watched(args: Sequence[Any]) -> bool:
+    """Whether a compiler, a mode or a transform has to see the operator, or a tensor has behaviour of its own."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    plain = all(type(arg) in (Tensor, torch.nn.Parameter) for arg in args if isinstance(arg, Tensor))
+    return not plain or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def implementation(op: str, device: torch.device) -> Callable[..., Any]:

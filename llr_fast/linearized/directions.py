@@ -69,6 +69,15 @@ class Directions(Linearization):
         out = F.linear(compact(self.tangents, dims=range(1, self.tangents.dim() - 1)), weight)
         return Directions(out.expand(*self.tangents.shape[:-1], -1))
 
+    def linear_with(self, value: Tensor, weight: Tensor, for_tangents: Tensor) -> tuple[Tensor, Directions] | None:
+        tangents = self.tangents
+        alike = weight is for_tangents and value.dtype == tangents.dtype
+        if not (alike and weight.requires_grad and value.dim() == 2 and tangents.is_contiguous()):
+            return None
+        both = F.linear(torch.cat([value, tangents.flatten(0, 1)]), weight)
+        product, of_tangents = both.split([len(value), len(both) - len(value)])
+        return product, Directions(of_tangents.unflatten(0, tangents.shape[:2]))
+
     def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Directions:
         trained = weight.requires_grad and weight.is_leaf
         return _Convolved(self, function, weight if trained else weight.clone())  # others may change until it is used

@@ -60,6 +60,9 @@ class Later(Directions):
     def linear(self, weight: Tensor) -> Directions:
         return self._later(lambda: super(Later, self).linear(weight))
 
+    def linear_with(self, value: Tensor, weight: Tensor, for_tangents: Tensor) -> None:
+        return None
+
     def convolved(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Directions:
         return self._later(lambda: super(Later, self).convolved(function, weight))
 

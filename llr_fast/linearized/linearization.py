@@ -55,6 +55,10 @@ class Linearization(ABC):
     def linear(self, weight: Tensor) -> Linearization:
         """The product of the last axis with `weight` [O, I]."""
 
+    def linear_with(self, value: Tensor, weight: Tensor, for_tangents: Tensor) -> tuple[Tensor, Linearization] | None:
+        """The products of a value and of its tangent with a weight, where one product of both is cheaper than two."""
+        return None
+
     @abstractmethod
     def activated(self, slope: Tensor) -> Linearization:
         """t * slope, [B, ...], which is a mask or has the dtype of tangents."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
-    tensors = list(_tensors((args, kwargs)))
+    tensors = _tensors((args, kwargs), [])
     operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
     name, evaluation = function_name(function), operands[0].evaluation
     if any(tensor.layout != torch.strided for tensor in tensors if not isinstance(tensor, LinearizedTensor)):
@@ -188,11 +188,14 @@ def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor
     return target.become(result)
 
 
-def _tensors(arguments: Any) -> Iterator[Tensor]:
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for argument in arguments:
-            yield from _tensors(argument)
-    elif isinstance(arguments, dict):
-        yield from _tensors(list(arguments.values()))
+def _tensors(argument: Any, found: list[Tensor]) -> list[Tensor]:
+    """Adds those in the argument, and in what it holds."""
+    if isinstance(argument, Tensor):
+        found.append(argument)
+    elif isinstance(argument, (tuple, list)):
+        for part in argument:
+            _tensors(part, found)
+    elif isinstance(argument, dict):
+        for part in argument.values():
+            _tensors(part, found)
+    return found

@@ -152,6 +152,10 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
     require_constant(function, weight, bias)
     samples = x.samples.kept((x.value.dim() - 1,), "linear")
     (w, b), (for_tangents, _) = constants(x, weight, bias)
+    together = x.linearization.linear_with(x.value, w, for_tangents)
+    if together is not None:
+        value, linearization = together
+        return x.replaced(value if b is None else value + b, linearization, samples)
     return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...dispatch import define, differentiate
+from ...dispatch import call, define, differentiate
 from ..common.arguments import accumulation_dtype, check_alike, check_tensor, refuse_forward_mode
 
 
@@ -38,7 +37,7 @@ def gram_linear(gram: Tensor, slope: Tensor, weight: Tensor, store: bool = True)
     check_tensor("weight", weight, f"[O, {n}]", (None, n))
     check_alike(gram=gram, slope=slope, weight=weight)
     refuse_forward_mode("gram_linear", gram, slope, weight)
-    return torch.ops.llr_fast.gram_linear(gram, slope, weight, store)
+    return call("gram_linear", gram, slope, weight, store)
 
 
 def _fake(gram, slope, weight, store):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...dispatch import define, differentiate
+from ...dispatch import call, define, differentiate
 from ...norms import Statistic
 from ..common.arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
 
@@ -44,7 +43,7 @@ def masked_linear(
     check_alike(tangents=tangents, slope=slope, weight=weight)
     statistic = check_statistic(statistic)
     refuse_forward_mode("masked_linear", tangents, slope, weight)
-    return torch.ops.llr_fast.masked_linear(tangents, slope, weight, statistic, store)
+    return call("masked_linear", tangents, slope, weight, statistic, store)
 
 
 def _fake(tangents, slope, weight, statistic, store):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...dispatch import define, differentiate
+from ...dispatch import call, define, differentiate
 from ..common.arguments import DTYPES, accumulation_dtype, refuse_forward_mode
 
 
@@ -54,24 +54,31 @@ def roll_activation(
     _check(z, tangents, lower, upper, below)
     slope = below if isinstance(below, Tensor) else None
     refuse_forward_mode("roll_activation", z, tangents, *([] if slope is None else [slope]))
-    order = sorted(range(z.dim()), key=z.stride().__getitem__, reverse=True)
-    in_memory = z.permute(order)
-    behind_channels = in_memory.shape[order.index(1) + 1 :] if slope is not None and slope.numel() > 1 else ()
-    flat, masked, sums, _ = torch.ops.llr_fast.roll_activation(
+    order = None if z.is_contiguous() else sorted(range(z.dim()), key=z.stride().__getitem__, reverse=True)
+    in_memory = z if order is None else z.permute(order)
+    channels_at = 1 if order is None else order.index(1)
+    flat, masked, sums, _ = call(
+        "roll_activation",
         in_memory.reshape(-1),
-        tangents.permute(0, *(axis + 1 for axis in order)).reshape(len(tangents), -1),
+        (tangents if order is None else _permuted(tangents, order)).reshape(len(tangents), -1),
         slope,
         0.0 if isinstance(below, Tensor) else below,
         lower,
         upper,
-        math.prod(behind_channels),
+        1 if slope is None or slope.numel() == 1 else math.prod(in_memory.shape[channels_at + 1 :]),
         store,
     )
-    inverse = sorted(range(z.dim()), key=order.__getitem__)
-    out = flat.view(in_memory.shape).permute(inverse)
-    if store:
-        masked = masked.view(-1, *in_memory.shape).permute(0, *(axis + 1 for axis in inverse))
+    out = flat.view(in_memory.shape)
+    masked = masked.view(-1, *in_memory.shape) if store else masked
+    if order is not None:
+        inverse = sorted(range(z.dim()), key=order.__getitem__)
+        out, masked = out.permute(inverse), _permuted(masked, inverse) if store else masked
     return out, masked, sums
+
+
+def _permuted(tangents: Tensor, order: list[int]) -> Tensor:
+    """Tangents [K, ...] of a tensor whose axes are permuted."""
+    return tangents.permute(0, *(axis + 1 for axis in order))
 
 
 def _check(z: Tensor, tangents: Tensor, lower: float, upper: float, below: float | Tensor) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...dispatch import define, differentiate
+from ...dispatch import call, define, differentiate
 from ...norms import Statistic
 from ..common.arguments import accumulation_dtype, check_alike, check_statistic, check_tensor, refuse_forward_mode
 
@@ -38,7 +37,7 @@ def tangent_activation(tangents: Tensor, slope: Tensor, statistic: Statistic | s
     check_alike(tangents=tangents, slope=slope)
     statistic = check_statistic(statistic)
     refuse_forward_mode("tangent_activation", tangents, slope)
-    return torch.ops.llr_fast.tangent_activation(tangents, slope, statistic)
+    return call("tangent_activation", tangents, slope, statistic)
 
 
 def _fake(tangents, slope, statistic):
