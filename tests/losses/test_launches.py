@@ -14,7 +14,7 @@ import llr_fast
 
 sys.path.append(os.fspath(Path(__file__).parents[2]))  # for the package benches
 
-from benches import networks  # noqa: E402
+from benches import networks
 
 
 class Launches(TorchDispatchMode):
