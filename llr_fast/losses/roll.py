@@ -24,6 +24,7 @@ from llr_fast.linearized.torch_modes import as_written
 from llr_fast.losses import estimators
 from llr_fast.losses.estimators import Hinges, Sampled, TrainingStep
 from llr_fast.losses.totals import Summing, totals_along
+from llr_fast.ops.common.arguments import accumulation_dtype
 
 Estimator = Literal["exact", "rademacher", "axis", "auto"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -45,7 +46,14 @@ class ROLLLoss(Loss):
             every direction, "axis" random input axes (Eq. 10): both are unbiased for gamma = 100. "auto" takes "exact"
             where that costs no more than 16 forward passes for each sample asked for, else "rademacher".
         samples: directions for each sample of the batch.
+        every: k > 1 computes the penalty in every k-th training step only, the first one among them, and then times k
+            ("lazy regularisation"); the others run the plain model, and their penalty is 0. A training step is a
+            forward call in training mode with gradients enabled, so of k micro-batches of one optimizer step one has
+            the penalty. All other calls compute it, not times k, and do not count.
         generator: of the random directions, on the device of x.
+
+    Attributes:
+        steps: the number of training steps so far, an integer; set it where a run is resumed.
 
     Raises:
         ValueError: for an option outside its range.
@@ -68,13 +76,15 @@ class ROLLLoss(Loss):
         gamma: float = 100.0,
         estimator: Estimator = "auto",
         samples: int = 1,
+        every: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_model(model)
         check_generator(generator)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
-        self.lam, self.C, self.gamma = lam, C, gamma
+        self.lam, self.C, self.gamma, self.every = lam, C, gamma, every
+        self.steps = 0
         self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
         self._activations: int | None = None  # of the step before
         self._check_schedule()
@@ -93,6 +103,18 @@ class ROLLLoss(Loss):
         self._check_schedule()  # options may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._penalised(x)
+        if self.steps % self.every:
+            output, penalty = self.model(x), x.new_zeros((), dtype=accumulation_dtype(x.dtype))
+        else:
+            output, penalty = self._penalised(x)
+            penalty = penalty if self.every == 1 else self.every * penalty
+        self.steps += 1
+        return output, penalty
+
+    def _penalised(self, x: Tensor) -> tuple[Any, Tensor]:
+        """The model's output and the penalty."""
         total, sampled = self.gamma == 100, self._sampled()
         if total and sampled:
             return self._of_totals(x, sampled)
@@ -108,7 +130,8 @@ class ROLLLoss(Loss):
         return step.output, self.lam * (torch.cat(squares, 1) + hinge).gather(1, chosen).mean()
 
     def extra_repr(self) -> str:
-        return f"lam={self.lam}, C={self.C}, gamma={self.gamma}, estimator={self.estimator!r}, samples={self.samples}"
+        names = ("lam", "C", "gamma", "estimator", "samples", "every")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _of_totals(self, x: Tensor, sampled: Sampled) -> tuple[Any, Tensor]:
         """With all neurons, along random directions."""
@@ -149,7 +172,7 @@ class ROLLLoss(Loss):
 
     def _check_schedule(self) -> None:
         check_choice("estimator", self.estimator, ESTIMATORS)
-        self.samples = check_count("samples", self.samples)
+        self.samples, self.every = check_count("samples", self.samples), check_count("every", self.every)
         self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
         self.gamma = check_range("gamma", self.gamma, 0, 100)
 

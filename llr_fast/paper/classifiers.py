@@ -28,12 +28,14 @@ class Variant(NamedTuple):
     gamma: float = 100.0
     estimator: str = "exact"
     samples: int = 1
+    every: int = 1
 
     @property
     def name(self) -> str:
         if self.C is None:
             return "vanilla"
-        return f"C{self.C:g}-lam{self.lam:g}-gamma{self.gamma:g}-{self.estimator}"
+        every = f"-every{self.every}" if self.every > 1 else ""
+        return f"C{self.C:g}-lam{self.lam:g}-gamma{self.gamma:g}-{self.estimator}{every}"
 
     def loss(self, model: nn.Module) -> ROLLLoss | None:
         return None if self.C is None else ROLLLoss(model, **self._asdict())
@@ -93,6 +95,11 @@ def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, pat
         output, penalty = roll(batch[0]) if roll else (model(batch[0]), 0.0)
         return F.cross_entropy(output, batch[1]) + penalty
 
+    def batches() -> DataLoader[tuple[Tensor, ...]]:
+        if roll:
+            roll.steps = 0  # in every epoch, after which a run may be resumed
+        return DataLoader(data.train, BATCH, shuffle=True)
+
     @torch.no_grad()
     def validation() -> float:
         total = sum(loss(batch).item() * len(batch[1]) for batch in DataLoader(data.validation, 500))
@@ -102,7 +109,7 @@ def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, pat
         model,
         torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5, nesterov=True),
         loss,
-        lambda: DataLoader(data.train, BATCH, shuffle=True),
+        batches,
         {"validation": validation},
     )
     best = fit(training, epochs, path, path.stem)["validation"]

@@ -31,6 +31,8 @@ LOSSES = {
     "top": lambda model, rank: llr_fast.ROLLLoss(model, estimator="exact", gamma=30),
     "rademacher": lambda model, rank: llr_fast.ROLLLoss(model, estimator="rademacher", generator=generator(rank)),
     "axis": lambda model, rank: llr_fast.ROLLLoss(model, estimator="axis", samples=2, generator=generator(rank)),
+    "lazy": lambda model, rank: llr_fast.ROLLLoss(model, estimator="exact", every=3),
+    "lazy, without": lambda model, rank: at_second_step(llr_fast.ROLLLoss(model, estimator="exact", every=3)),
     "margin": lambda model, rank: llr_fast.MarginLoss(model),
 }
 WRAPPINGS = {"ddp": DistributedDataParallel, "fsdp": fully_shard}
@@ -39,6 +41,11 @@ NETWORKS = ("relu", "residual", "frames")  # norms by Gram matrices, by all axes
 
 def generator(rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(rank)
+
+
+def at_second_step(loss: llr_fast.ROLLLoss) -> llr_fast.ROLLLoss:
+    loss.steps = 1
+    return loss
 
 
 def batch(network: str) -> tuple[nn.Module, Tensor, Tensor]:

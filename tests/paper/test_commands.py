@@ -130,7 +130,7 @@ def test_table_of_the_paper(data, tmp_path, monkeypatch):
     for part in (mnist, curves):
         monkeypatch.setattr(part, "evaluate", lambda *a, **named: units.append(r := evaluate(*a, **named)) or r)
     command("mnist", data, tmp_path)
-    assert {report.unit for report in units} == {"input before normalisation"} and len(units) == 5 + len(GAMMAS) * 2
+    assert {report.unit for report in units} == {"input before normalisation"} and len(units) == 7 + len(GAMMAS) * 2
     text = (tmp_path / "mnist.md").read_text()
     assert "|8523|" in text.replace(" ", "")
     assert mnist.deviation([90.0, 110.0, 230.0], (100, 100, 200)) == "+15%"
