@@ -34,6 +34,12 @@ inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose
 
 inline Tensor to_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
 
+// Contiguous, of the dtype T.
+template <class T>
+Tensor prepared(const Tensor& tensor) {
+  return torch::stable::contiguous(torch::stable::to(tensor, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float));
+}
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

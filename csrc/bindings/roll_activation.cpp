@@ -14,8 +14,7 @@ using Optional = std::optional<Tensor>;
 
 template <class T>
 Optional prepared(const Optional& tensor) {
-  constexpr ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  return tensor ? Optional(contiguous(torch::stable::to(*tensor, dtype))) : tensor;
+  return tensor ? Optional(llr_fast::prepared<T>(*tensor)) : tensor;
 }
 
 template <class T>

@@ -16,7 +16,7 @@ from torch.utils import swap_tensors
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from llr_fast.checks import WithDerivatives
-from llr_fast.linearized.layers import Activation, Collector, FusedCollector, Ramp
+from llr_fast.linearized.layers import Activation, Collector, FusedCollector, Ramp, Windows
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.modules import RunningModule
 from llr_fast.linearized.torch_modes import checkpoint
@@ -64,6 +64,7 @@ class Evaluation(Generic[T]):
         self.model, self.settings, self.module = model, settings or Settings(), RunningModule(model)
         self.layers: list[T] = []
         self.finished = self.checkpointed = False
+        self.padded = False  # whether the network may have made entries of -inf, which are padding of max-poolings
         self._collector = collector
         self._calls: Counter[str] = Counter()  # of functions by module, in a certificate
         self._watched: list[tuple[Tensor, int]] = []
@@ -80,9 +81,15 @@ class Evaluation(Generic[T]):
 
     def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization] | None:
         """The value and linearization of a ramp, where the collector computes both as it takes in the neurons."""
-        if not isinstance(self._collector, FusedCollector):
-            return None
-        value, linearization, layer = self._collector.ramp(z, ramp, linearization)
+        fused = self._collector
+        return self._kept(*fused.ramp(z, ramp, linearization)) if isinstance(fused, FusedCollector) else None
+
+    def pool(self, z: Tensor, windows: Windows, linearization: Linearization) -> tuple[Tensor, Linearization] | None:
+        """The same of a max-pooling."""
+        fused = self._collector
+        return self._kept(*fused.pool(z, windows, linearization)) if isinstance(fused, FusedCollector) else None
+
+    def _kept(self, value: Tensor, linearization: Linearization, layer: T) -> tuple[Tensor, Linearization]:
         self._keep(layer)
         return value, linearization
 

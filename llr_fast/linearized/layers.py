@@ -51,8 +51,28 @@ class Ramp:
 
     def slope(self, z: Tensor) -> Tensor:
         """That of the piece, [*z.shape]."""
-        under = self.slopes(z)[0]
+        under = torch.zeros_like(z) + self.slopes(z)[0]
         return torch.where(z > self.upper, 0.0, torch.where(z > self.lower, 1.0, under))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Those of a max-pooling, for each axis of space: every one has kernel[d] entries, of which some may be padding."""
+
+    space: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def entries(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """For each axis and each of its windows the positions that are no padding."""
+        axes = zip(self.space, self.kernel, self.stride, self.padding, self.dilation, self.size, strict=True)
+        return tuple(
+            tuple(tuple(p for p in range(w * s - pad, w * s - pad + k * d, d) if 0 <= p < length) for w in range(size))
+            for length, k, s, pad, d, size in axes
+        )
 
 
 # Takes an activation and the linearization of its argument; returns the linearization of the result, and what the
@@ -61,7 +81,7 @@ Collector = Callable[[Activation, Linearization], tuple[Linearization, T]]
 
 
 class FusedCollector(ABC, Generic[T]):
-    """A collector that also knows how to compute ramps and collect their neurons in one."""
+    """A collector that also knows how to compute ramps and max-poolings and collect their neurons in one."""
 
     @abstractmethod
     def __call__(self, activation: Activation, linearization: Linearization) -> tuple[Linearization, T]:
@@ -70,6 +90,10 @@ class FusedCollector(ABC, Generic[T]):
     @abstractmethod
     def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization, T]:
         """The ramp's value at z, its linearization, and what is kept."""
+
+    @abstractmethod
+    def pool(self, z: Tensor, windows: Windows, linearization: Linearization) -> tuple[Tensor, Linearization, T]:
+        """The same of a max-pooling of z [B, C, *space], none of whose windows is all padding."""
 
 
 @dataclass

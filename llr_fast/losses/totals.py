@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.later import Later
-from llr_fast.linearized.layers import Activation, FusedCollector, Ramp
+from llr_fast.linearized.layers import Activation, FusedCollector, Ramp, Windows
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.torch_modes import checkpoint
 from llr_fast.losses.estimators import hinge, linearize_hidden
 from llr_fast.ops.roll_activation import roll_activation
+from llr_fast.ops.roll_max_pool import roll_max_pool
 
 
 @dataclass
@@ -53,6 +55,20 @@ class Summing(FusedCollector[Totals]):
         value, masked, sums = found
         activated = Directions(masked) if store else Later(lambda: linearization.activated(ramp.slope(z)), tangents)
         return value, activated, Totals(z.numel(), sums)
+
+    def pool(self, z: Tensor, windows: Windows, linearization: Linearization) -> tuple[Tensor, Linearization, Totals]:
+        assert isinstance(linearization, Directions)
+        self.activations += 1
+        w = windows
+        found = roll_max_pool(z, linearization.tangents, w.kernel, w.stride, w.padding, w.dilation, w.size)
+        value, winning, sums = found
+        return value, Directions(winning), Totals(_leads(windows) * z.shape[:2].numel(), sums)
+
+
+def _leads(windows: Windows) -> int:
+    """How many losers all windows of one plane have together."""
+    entries = math.prod(sum(map(len, axis)) for axis in windows.entries())
+    return entries - math.prod(windows.size)
 
 
 def totals_along(model: nn.Module, x: Tensor, directions: Directions, summing: Summing) -> tuple[Any, Totals]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llr_fast
+from llr_fast.ops.roll_max_pool import roll_max_pool
 
 sys.path.append(os.fspath(Path(__file__).parents[2]))  # for the package benches
 
@@ -58,3 +60,44 @@ def test_each_activation_is_one_operator_forwards_and_one_backwards(launches):
     assert launches["plain"]["aten::relu"] == 17
     assert launches["roll"]["llr_fast::roll_activation"] == launches["roll"]["llr_fast::roll_activation_backward"] == 17
     assert launches["roll"]["aten::relu"] == 0
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where numbers would be read back from a GPU, or decide on shapes."""
+
+    READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert name not in self.READING and not any(i is not None and i.dtype == torch.bool for i in indices), name
+        return function(*args, **(kwargs or {}))
+
+
+def pooled():
+    """Max-pooling with overlapping windows, without padding, with padding made beforehand, and of adaptive size."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)),
+        *(nn.PReLU(4), nn.MaxPool2d(2), nn.Hardtanh(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
+    )
+
+
+@pytest.mark.parametrize("estimator, gamma", [("rademacher", 100), ("axis", 100), ("rademacher", 20), ("exact", 100)])
+def test_no_number_is_read_back(estimator, gamma):
+    torch.manual_seed(0)
+    roll = llr_fast.ROLLLoss(pooled(), estimator=estimator, gamma=gamma)
+    x = torch.randn(2, 3, 24, 24)
+    roll(x)  # whose tables of windows are kept
+    with NoReading():
+        output, penalty = roll(x)
+        (output.sum() + penalty).backward()
+
+
+def test_a_pooling_keeps_what_it_takes_and_where_the_winners_are():
+    z, tangents = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 30, 30), (1, 2, 4, 30, 30)))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        out, *_ = roll_max_pool(z, tangents, (3, 3), (2, 2), (1, 1), (1, 1), (15, 15))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    own = {z.untyped_storage().data_ptr(), tangents.untyped_storage().data_ptr()}
+    assert sum(size for where, size in storages.items() if where not in own) == 4 * out.numel()

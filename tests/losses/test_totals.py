@@ -44,7 +44,7 @@ class Deepening(nn.Module):
 
     def forward(self, x):
         for layer in self.layers[: self.depth]:
-            first = layer(x).relu()
+            first = torch.nn.functional.leaky_relu(layer(x), 0.1)
             x = self.branch(x) + torch.cat([first.chunk(2, 1)[1], first], 1)[:, :5]
         return x
 

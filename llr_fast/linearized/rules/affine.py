@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,7 @@ def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedT
     if not isinstance(input, LinearizedTensor):
         return _where(torch.where, ~condition, other, input)
     (for_value,), _ = constants(input, other)
+    input.evaluation.padded |= isinstance(other, Tensor) or other == -math.inf
     return pointwise(input, torch.where(condition, input.value, for_value), lambda t: torch.where(condition, t, 0.0))
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.linearized.layers import Windows
 from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
-Bounds = list[list[list[int]]]  # per spatial axis, per window: the positions in it
+Entries = tuple[tuple[tuple[int, ...], ...], ...]  # for each axis of space and each of its windows the positions in it
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d")
@@ -37,14 +40,13 @@ def _max_pool(
     spatial = x.value.shape[2:]
     pool = getattr(F, f"max_pool{rank}d")
     out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
-    bounds = [
-        [
-            [p for p in range(w * step[d] - pad[d], w * step[d] - pad[d] + kernel[d] * dilate[d], dilate[d])]
-            for w in range(out[d])
-        ]
-        for d in range(rank)
-    ]
-    return _pool(function, x, bounds)
+    windows = Windows(tuple(spatial), *map(tuple, (kernel, step, pad, dilate, out)))
+    entries = windows.entries()
+    if x.value.numel() and not _looks(x) and all(all(axis) for axis in entries):
+        fused = x.evaluation.pool(x.value, windows, x.linearization)
+        if fused is not None:
+            return x.replaced(*fused)
+    return _pool(function, x, entries)
 
 
 # Of these torch returns the winners' indices too.
@@ -67,33 +69,39 @@ def _adaptive_max_pool(
         raise refuse(x, function, "indices of the winners are not supported; use torch.nn.functional's without them")
     sizes = x.value.shape[2:]
     out = [size if wanted is None else wanted for size, wanted in zip(sizes, _each(output_size, rank), strict=True)]
-    bounds = [
-        [list(range(w * size // n, -((w + 1) * size // -n))) for w in range(n)]
-        for size, n in zip(sizes, out, strict=True)
-    ]
-    return _pool(function, x, bounds)
+    axes = zip(sizes, out, strict=True)
+    entries = tuple(tuple(tuple(range(w * size // n, -((w + 1) * size // -n))) for w in range(n)) for size, n in axes)
+    return _pool(function, x, entries)
 
 
-def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTensor:
+def _looks(x: LinearizedTensor) -> bool:
+    """Whether entries of -inf are looked for, which takes reading numbers back from a GPU."""
+    return x.evaluation.settings.certificate or x.evaluation.padded
+
+
+def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTensor:
     """Entries of -inf are padding: where all samples and channels have it they are no neurons, else dead ones."""
-    shape, sizes = [len(windows) for windows in bounds], x.value.shape[2:]
+    shape, sizes = [len(axis) for axis in windows], tuple(x.value.shape[2:])
     flat = x.value.flatten(2)  # [B, C, space]
-    infinite = flat.detach() == -math.inf
-    times = infinite.flatten(0, 1).sum(0).cpu()  # how often each position is padding
-    padded = times == infinite[..., 0].numel()
-    entries, real, counted = _windows(bounds, sizes, padded)
-    empty, some_empty, some_dead = real.logical_not().all(1), not real.any(1).all(), bool((times > 0)[~padded].any())
-    entries, real, counted, empty = (t.to(flat.device) for t in (entries, real, counted, empty))
-    winner = flat[..., entries].masked_fill(~real, -math.inf).argmax(-1)  # [B, C, windows], place in the window
-    window, place = (counted.cumsum(1) < counted.sum(1, keepdim=True)).logical_and(counted).nonzero(as_tuple=True)
-    other = place + (place >= winner[..., window])  # [B, C, constraints]: every place but the winner's
+    padded, some_dead, infinite = None, False, torch.zeros((), dtype=torch.bool, device="cpu")
+    if _looks(x):
+        infinite = flat.detach() == -math.inf
+        times = infinite.flatten(0, 1).sum(0).cpu()  # how often each position is padding
+        padded = (times == infinite[..., 0].numel()).numpy()
+        some_dead = bool((times.numpy() > 0)[~padded].any())
+    tables = (
+        _on_device(windows, sizes, flat.device) if padded is None else _Tables.of(windows, sizes, padded, flat.device)
+    )
+    entries, window = tables.entries, tables.window
+    winner = flat[..., entries].masked_fill(~tables.real, -math.inf).argmax(-1)  # [B, C, windows], place in the window
+    other = tables.place + (tables.place >= winner[..., window])  # [B, C, constraints]: every place but the winner's
     losers = entries[window, other]
     winners = entries.expand(*winner.shape, -1).gather(-1, winner.unsqueeze(-1)).squeeze(-1)
     dead = infinite.gather(-1, losers) if some_dead else infinite
 
     def winning(t: Tensor, nothing: float = 0.0) -> Tensor:
         found = t.flatten(2).gather(-1, winners)
-        return found.masked_fill(empty, nothing) if some_empty else found
+        return found if tables.empty is None else found.masked_fill(tables.empty, nothing)
 
     def lead(t: Tensor, of_dead: float = 0.0) -> Tensor:
         found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
@@ -108,22 +116,69 @@ def _pool(function: Any, x: LinearizedTensor, bounds: Bounds) -> LinearizedTenso
     return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)), exact=True)
 
 
-def _windows(bounds: Bounds, sizes: Sequence[int], padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Tables:
+    """What is the same for all samples and channels.
+
+    Attributes:
+        entries: [windows, places], flat positions; the neurons' first, then padding made beforehand, then nothing.
+        real: [windows, places], which of them are entries.
+        empty: [windows], which have none; None where all have one.
+        window, place: [constraints], of each neuron its window and its place among the others.
+    """
+
+    entries: Tensor
+    real: Tensor
+    empty: Tensor | None
+    window: Tensor
+    place: Tensor
+
+    @staticmethod
+    def of(windows: Entries, sizes: tuple[int, ...], padded: Any, device: torch.device) -> _Tables:
+        """`padded` [space] says which positions hold padding."""
+        entries, real, counted = _places(windows, sizes, padded)
+        leading = (counted.cumsum(1) < counted.sum(1, keepdims=True)) & counted
+        empty = ~real.any(1)
+        window, place = leading.nonzero()
+
+        def on_device(table: Any) -> Tensor:
+            return torch.tensor(table, device=device)
+
+        missing = on_device(empty) if empty.any() else None
+        return _Tables(on_device(entries), on_device(real), missing, on_device(window), on_device(place))
+
+
+def _on_device(windows: Entries, sizes: tuple[int, ...], device: torch.device) -> _Tables:
+    """Without padding made beforehand; kept from step to step, but not what a trace or a mode makes of tensors."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    make = _kept_tables.__wrapped__ if traced else _kept_tables
+    return make(windows, sizes, device)
+
+
+@functools.lru_cache(32)
+def _kept_tables(windows: Entries, sizes: tuple[int, ...], device: torch.device) -> _Tables:
+    with torch.inference_mode(False):
+        return _Tables.of(windows, sizes, np.zeros(math.prod(sizes), dtype=bool), device)
+
+
+def _places(windows: Entries, sizes: tuple[int, ...], padded: Any) -> tuple[Any, Any, Any]:
     """Flat positions of the entries of each window, [windows, places]; which are real; and which of these count.
 
-    Those that count come first and those that are not real last. `padded` [space] says which positions do not count.
+    Those that count come first and those that are not real last.
     """
-    flat, real = torch.zeros(1, 1, dtype=torch.long, device="cpu"), torch.ones(1, 1, dtype=torch.bool, device="cpu")
-    for windows, size in zip(bounds, sizes, strict=True):
-        places = max(len(window) for window in windows)
-        position = torch.tensor([window + [-1] * (places - len(window)) for window in windows], device="cpu")
-        here = (position >= 0) & (position < size)
-        flat = (flat[:, None, :, None] * size + position[None, :, None, :]).flatten(2).flatten(0, 1)
-        real = (real[:, None, :, None] & here[None, :, None, :]).flatten(2).flatten(0, 1)
-    flat = flat.masked_fill(~real, 0)
+    flat, real = np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=bool)
+    for axis, size in zip(windows, sizes, strict=True):
+        places = max(1, *map(len, axis))
+        position = np.array([[*window, *[-1] * (places - len(window))] for window in axis], dtype=np.int64)
+        position = position.reshape(len(axis), places)
+        shape = (len(flat) * len(axis), -1)
+        flat = (flat[:, None, :, None] * size + position[None, :, None, :]).reshape(shape)
+        real = (real[:, None, :, None] & (position >= 0)[None, :, None, :]).reshape(shape)
+    flat = np.where(real, flat, 0)
     counted = real & ~padded[flat]
-    order = (2 - counted.long() - real.long()).argsort(dim=1, stable=True)
-    return flat.gather(1, order), real.gather(1, order), counted.gather(1, order)
+    order = np.argsort(2 - counted.astype(np.int64) - real, axis=1, kind="stable")
+    flat, real, counted = (np.take_along_axis(each, order, 1) for each in (flat, real, counted))
+    return flat, real, counted
 
 
 def _each(value: Any, rank: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ def _pad(
     function: Any, x: LinearizedTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> LinearizedTensor:
     padded = F.pad(x.value, pad, mode, value)
+    x.evaluation.padded |= value == -math.inf
     samples = x.samples.kept(range(x.value.dim() - len(pad) // 2, x.value.dim()), "pad")
     if mode == "constant":
         return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples)
@@ -87,6 +89,7 @@ def _cat(function: Any, tensors: Sequence[Any], dim: int = 0) -> LinearizedTenso
     along_samples = dim % first.value.dim() == first.samples.dim
     if any(x.samples != first.samples for x in operands) or (along_samples and len(operands) < len(tensors)):
         first.samples.kept(range(first.value.dim()), "cat of tensors whose samples lie along different axes")
+    first.evaluation.padded |= len(operands) < len(tensors)
     values = [t.value if isinstance(t, LinearizedTensor) else constant(t, first.value.dtype) for t in tensors]
     sizes = [None if isinstance(t, LinearizedTensor) else t.shape for t in tensors]
 

@@ -60,7 +60,7 @@ def roll_activation(
     flat, masked, sums, _ = call(
         "roll_activation",
         in_memory.reshape(-1),
-        (tangents if order is None else _permuted(tangents, order)).reshape(len(tangents), -1),
+        (tangents if order is None else _permuted(tangents, order)).reshape(len(tangents), z.numel()),
         slope,
         0.0 if isinstance(below, Tensor) else below,
         lower,
@@ -69,7 +69,7 @@ def roll_activation(
         store,
     )
     out = flat.view(in_memory.shape)
-    masked = masked.view(-1, *in_memory.shape) if store else masked
+    masked = masked.view(len(tangents), *in_memory.shape) if store else masked
     if order is not None:
         inverse = sorted(range(z.dim()), key=order.__getitem__)
         out, masked = out.permute(inverse), _permuted(masked, inverse) if store else masked

@@ -35,22 +35,23 @@ def roll_activation(
     sums = torch.stack([tangents.to(wide).square().sum(), hinges.sum()])
     out = z.clamp(lower, upper) if below == 0 and slope is None else _bent(z, slope, below, lower, upper, inner)
     code = piece + 4 * (near & (offset > 0)).to(torch.int8) + 8 * (near & (offset < 0)).to(torch.int8)
-    masked = tangents * _slopes(piece, slope, below, inner).to(tangents.dtype) if store else tangents.new_empty(0)
+    masked = tangents * _slopes(piece, slope, below, inner, tangents.dtype) if store else tangents.new_empty(0)
     return out, masked, sums, code
 
 
 def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int) -> Tensor:
-    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner) * (z - lower)
-    return torch.where(z > lower, z.clamp_max(upper), bent).to(z.dtype)
+    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner, z.dtype) * (z - lower)
+    return torch.where(z > lower, z.clamp_max(upper), bent)
 
 
-def _slopes(piece: Tensor, slope: Tensor | None, below: float, inner: int) -> Tensor:
+def _slopes(piece: Tensor, slope: Tensor | None, below: float, inner: int, dtype: torch.dtype) -> Tensor:
     """[n]: that of each neuron's piece."""
-    under: float | Tensor = below
-    if slope is not None:
-        by_channel = slope.view(-1, 1).expand(slope.numel(), inner).flatten()
-        under = by_channel.expand(piece.numel() // by_channel.numel(), -1).flatten() if piece.numel() else below
-    return torch.where(piece == 1, 1.0, torch.where(piece == 0, under, 0.0))
+    if slope is None:
+        under = torch.full_like(piece, below, dtype=dtype)
+    else:
+        by_channel = slope.to(dtype).view(-1, 1).expand(slope.numel(), inner).flatten()
+        under = by_channel.repeat(piece.numel() // by_channel.numel())
+    return torch.where(piece == 0, under, (piece == 1).to(dtype))
 
 
 def roll_activation_backward(
@@ -65,7 +66,7 @@ def roll_activation_backward(
 ) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(torch.promote_types(d_out.dtype, tangents.dtype))
     d_squares, d_hinges = d_sums.to(wide).unbind()
-    slopes = _slopes(code & 3, slope, below, inner).to(wide)
+    slopes = _slopes(code & 3, slope, below, inner, wide)
     side = ((code & 8) != 0).to(wide) - ((code & 4) != 0).to(wide)
     d_z = d_out.to(wide) * slopes + d_hinges * side
     d_tangents = 2 * d_squares * tangents.to(wide)

@@ -1,0 +1,177 @@
+"""roll_activation and roll_max_pool, in plain torch and in C++, against torch's own functions in float64."""
+
+import math
+
+import operators as ops
+import pytest
+import torch
+from ops import roll_cases as rc
+
+from llr_fast.dispatch import backends
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+MIXED = [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float64, torch.float32)]
+
+
+@pytest.fixture(params=["reference", "native"])
+def name(request):
+    if backends()[request.param] is not None:
+        pytest.skip(f"{request.param} does not run here")
+    torch.manual_seed(0)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", rc.SHAPES)
+@pytest.mark.parametrize("ramp", rc.RAMPS)
+def test_activation(name, ramp, shape):
+    arguments = rc.RAMPS[ramp][2]
+    for dtype in (torch.float32, torch.float64):
+        tensors = rc.draw(shape, dtype)
+        found = rc.computed(name, lambda z, t: ops.roll_activation(z, t, **arguments), *tensors)
+        rc.check(found, rc.expected(lambda z, t: rc.activation_oracle(ramp, z, t), *tensors), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 2, 5, 3, 4), (2, 4, 5, 700)])
+def test_prelu(name, shape, channels):
+    for dtype in (torch.float32, torch.float64):
+        tensors = (*rc.draw(shape, dtype), torch.rand(channels, dtype=dtype))
+        found = rc.computed(name, lambda z, t, s: ops.roll_activation(z, t, below=s), *tensors)
+        rc.check(found, rc.expected(rc.prelu_oracle, *tensors), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, *MIXED], ids=str)
+def test_activation_in_other_dtypes(name, dtypes):
+    z, tangents = rc.draw((2, 3, 40), *dtypes)
+    found = rc.computed(name, ops.roll_activation, z, tangents)
+    assert [t.dtype for t in found] == [*dtypes, found[2].dtype, *dtypes]
+    assert found[2].dtype == (torch.float64 if torch.float64 in dtypes else torch.float32)
+    coarsest = max(TOLERANCE[dtype] for dtype in dtypes)
+    rc.check(found, rc.expected(lambda z, t: rc.activation_oracle("relu", z, t), z, tangents), coarsest)
+
+
+def test_activation_in_the_order_of_channels_last(name):
+    z, tangents = rc.draw((2, 3, 4, 5, 6))
+    slope = torch.rand(4)
+    wanted = rc.computed(name, lambda z, t, s: ops.roll_activation(z, t, below=s), z, tangents, slope)
+    last = z.to(memory_format=torch.channels_last)
+    found = rc.computed(name, lambda z, t, s: ops.roll_activation(z, t, below=s), last, tangents, slope)
+    rc.check(found, [t.double() for t in wanted], 1e-6)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in found[1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_shows_in_the_sums(name, value):
+    z, tangents = rc.draw((1, 2, 9))
+    z[1, 3] = value
+    out, _, sums = rc.computed(name, ops.roll_activation, z, tangents)[:3]
+    assert sums[0].isfinite() and not sums[1].isfinite()
+    torch.testing.assert_close(out, z.relu(), equal_nan=True)
+
+
+def test_without_masked_tangents(name):
+    tensors = rc.draw((2, 3, 9))
+    function = lambda store: lambda z, t: ops.roll_activation(z, t, below=0.1, store=store)[::2]  # noqa: E731
+    rc.check(rc.computed(name, function(False), *tensors), rc.expected(function(True), *tensors), 1e-5)
+    assert ops.roll_activation(*tensors, store=False)[1].numel() == 0
+
+
+def test_sums_are_the_same_from_run_to_run(name):
+    tensors = rc.draw((2, 3, 10000))
+    assert torch.equal(*(rc.computed(name, ops.roll_activation, *tensors)[2] for _ in range(2)))
+
+
+@pytest.mark.parametrize("windows", [*rc.WINDOWS, rc.LONG], ids=str)
+def test_max_pool(name, windows):
+    for dtype, K in ((torch.float32, 1), (torch.float64, 3)):
+        tensors = rc.draw((K, 2, 1 if windows is rc.LONG else 3, *windows[0]), dtype)
+        found = rc.computed(name, lambda z, t: rc.pool(z, t, windows), *tensors)
+        if windows is rc.LONG:  # a loop over windows takes long
+            wanted = rc.computed("reference", lambda z, t: rc.pool(z, t, windows), *(t.double() for t in tensors))
+        else:
+            wanted = rc.expected(lambda z, t: rc.pool_oracle(z, t, windows), *tensors)
+        rc.check(found, wanted, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, *MIXED], ids=str)
+def test_max_pool_in_other_dtypes(name, dtypes):
+    z, tangents = rc.draw((1, 2, 3, 7), *dtypes)
+    found = rc.computed(name, lambda z, t: rc.pool(z, t, rc.WINDOWS[0]), z, tangents)
+    assert [t.dtype for t in found] == [*dtypes, found[2].dtype, *dtypes]
+    wanted = rc.expected(lambda z, t: rc.pool_oracle(z, t, rc.WINDOWS[0]), z, tangents)
+    rc.check(found, wanted, max(TOLERANCE[dtype] for dtype in dtypes))
+
+
+def test_the_first_of_equals_wins(name):
+    z, tangents = torch.zeros(1, 1, 4), torch.arange(4.0).view(1, 1, 1, 4)
+    found = rc.computed(name, lambda z, t: ops.roll_max_pool(z, t, (2,), (2,), (0,), (1,), (2,)), z, tangents)
+    assert found[1].flatten().tolist() == [0, 2] and found[2].tolist() == [2, 2]
+    assert (found[3].flatten() != 0).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_pools_of_what_is_no_number(name, value):
+    z, tangents = rc.draw((1, 1, 1, 7))
+    z[..., 3] = value
+    out, _, sums = rc.computed(name, lambda z, t: rc.pool(z, t, rc.WINDOWS[0]), z, tangents)[:3]
+    torch.testing.assert_close(out, torch.nn.functional.max_pool1d(z, 3, 2, 1), equal_nan=True)
+    assert not sums[1].isfinite()
+
+
+def test_second_derivatives(name):
+    z, tangents = (t.requires_grad_() for t in rc.draw((2, 1, 2, 7), torch.float64))
+    torch.autograd.gradgradcheck(lambda z, t: ops.roll_activation(z, t, below=0.3), (z, tangents))
+    torch.autograd.gradgradcheck(lambda z, t: rc.pool(z, t, rc.WINDOWS[0]), (z, tangents))
+
+
+def test_opcheck():
+    z, tangents = (t.requires_grad_() for t in rc.draw((2, 4, 7)))
+    arguments = (z.flatten(), tangents.flatten(1), torch.rand(4), 0.0, 0.0, 6.0, 7, True)
+    torch.library.opcheck(
+        torch.ops.llr_fast.roll_activation.default,
+        [t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments],
+    )
+    out, masked, sums, code = torch.ops.llr_fast.roll_activation(*arguments)
+    backward = (out, masked, sums, tangents.flatten(1), code, arguments[2], 0.0, 7)
+    torch.library.opcheck(
+        torch.ops.llr_fast.roll_activation_backward.default,
+        [t.detach() if isinstance(t, torch.Tensor) else t for t in backward],
+    )
+    windows = [3, 2, 1, 1, 4]
+    torch.library.opcheck(
+        torch.ops.llr_fast.roll_max_pool.default,
+        (z.detach().requires_grad_(), tangents.detach().requires_grad_(), windows),
+    )
+    out, winning, sums, index = torch.ops.llr_fast.roll_max_pool(z, tangents, windows)
+    backward = (out, winning, sums, z, tangents, index)
+    torch.library.opcheck(torch.ops.llr_fast.roll_max_pool_backward.default, (*(t.detach() for t in backward), windows))
+
+
+WRONG = [
+    ("tangents", lambda z, t: ops.roll_activation(z, t[:, :1])),
+    ("tangents", lambda z, t: ops.roll_activation(z, t[:0])),
+    ("lower", lambda z, t: ops.roll_activation(z, t, lower=1.0, upper=0.0)),
+    ("lower", lambda z, t: ops.roll_activation(z, t, lower=-math.inf)),
+    ("below", lambda z, t: ops.roll_activation(z, t, below=torch.zeros(3))),
+    ("below", lambda z, t: ops.roll_activation(z, t, below=torch.zeros(1).double())),
+    ("z", lambda z, t: ops.roll_max_pool(z[0], t[:, 0], (2,), (2,), (0,), (1,), (3,))),
+    ("tangents", lambda z, t: ops.roll_max_pool(z, t[:, :1], (2,), (2,), (0,), (1,), (3,))),
+    ("kernel", lambda z, t: ops.roll_max_pool(z, t, (2, 2), (2,), (0,), (1,), (3,))),
+    ("size", lambda z, t: ops.roll_max_pool(z, t, (2,), (2,), (0,), (1,), (9,))),
+]
+
+
+@pytest.mark.parametrize("argument, call", WRONG)
+def test_wrong_arguments_are_named(argument, call):
+    with pytest.raises(ValueError, match=f"^{argument}: expected"):
+        call(*rc.draw((1, 2, 4, 7)))
+
+
+def test_wrong_types_are_named():
+    z, tangents = rc.draw((1, 2, 4, 7))
+    for call in (ops.roll_activation, lambda z, t: ops.roll_max_pool(z, t, (2,), (2,), (0,), (1,), (3,))):
+        with pytest.raises(TypeError, match=r"^z: expected"):
+            call(z.int(), tangents)
+        with pytest.raises(TypeError, match=r"^tangents: expected"):
+            call(z, None)
