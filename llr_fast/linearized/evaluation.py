@@ -19,7 +19,7 @@ from llr_fast.checks import WithDerivatives
 from llr_fast.linearized.layers import Activation, Collector, FusedCollector, Ramp, Windows
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.modules import RunningModule
-from llr_fast.linearized.torch_modes import checkpoint
+from llr_fast.linearized.torch_modes import checkpoint, is_traced
 
 T = TypeVar("T")
 
@@ -149,13 +149,13 @@ class Evaluation(Generic[T]):
         """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.
 
         Where parts of the model are checkpointed, their backward passes need what they took in as it is: there only
-        what modules hold is replaced, and again what they then hold behind such a backward pass.
+        what modules hold is replaced, and again what they then hold behind such a backward pass. So it is in a trace.
         """
         self.finished = True
         self._watched.clear()
         kept = [tensor for reference in self._made if (tensor := reference()) is not None]
         self._made.clear()
-        if self.checkpointed or not all([_made_plain(tensor) for tensor in kept]):
+        if self.checkpointed or is_traced() or not all([_made_plain(tensor) for tensor in kept]):
             for attributes in map(vars, self.model.modules()):
                 for name, held in attributes.items():
                     if any(isinstance(leaf, WithDerivatives) for leaf in tree_leaves(held)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -14,6 +13,7 @@ from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.tensor import LinearizedTensor
+from llr_fast.linearized.torch_modes import is_traced
 from llr_fast.process import uncompiled
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def linearize(x: Tensor, linearization: Linearization, evaluation: Evaluation[T]
     Also where the model raises, it holds no linearized tensor afterwards.
     """
     root = LinearizedTensor(x, linearization, Samples(x.size(0)), evaluation)
-    with contextlib.nullcontext() if torch.compiler.is_compiling() else uncompiled:
+    with contextlib.nullcontext() if is_traced() else uncompiled:
         try:
             output = evaluation.model(root)
             tree_map_only(LinearizedTensor, LinearizedTensor.check_no_function, output)

@@ -46,8 +46,8 @@ class LinearizedTensor(WithDerivatives):
         self = Tensor._make_wrapper_subclass(cls, value.shape, **options)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
-        storage = value.untyped_storage().data_ptr()
-        bases = [view for view in views if view.value.untyped_storage().data_ptr() == storage]
+        storage = value.untyped_storage()._cdata
+        bases = [view for view in views if view.value.untyped_storage()._cdata == storage]
         self._versions = bases[0]._versions if bases else [0]
         self._seen = self._versions[0]
         evaluation.remember(self)
@@ -133,7 +133,7 @@ class LinearizedTensor(WithDerivatives):
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

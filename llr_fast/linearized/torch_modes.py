@@ -62,3 +62,10 @@ class Modes:
 def checkpoint() -> object:
     """What tells the checkpoint apart that is running, by where saved tensors go; None outside of all."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded for a graph, on tensors without numbers."""
+    keys = torch._C._TorchDispatchModeKey
+    modes = (torch._C._get_dispatch_mode(key) for key in (keys.FAKE, keys.FUNCTIONAL, keys.PROXY))
+    return torch.compiler.is_compiling() or any(mode is not None for mode in modes)

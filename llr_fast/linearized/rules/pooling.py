@@ -16,6 +16,7 @@ from llr_fast.linearized.layers import Windows
 from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
+from llr_fast.linearized.torch_modes import is_traced
 
 Entries = tuple[tuple[tuple[int, ...], ...], ...]  # for each axis of space and each of its windows the positions in it
 
@@ -149,9 +150,8 @@ class _Tables:
 
 
 def _on_device(windows: Entries, sizes: tuple[int, ...], device: torch.device) -> _Tables:
-    """Without padding made beforehand; kept from step to step, but not what a trace or a mode makes of tensors."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    make = _kept_tables.__wrapped__ if traced else _kept_tables
+    """Without padding made beforehand; kept from step to step, but not what a trace makes of tensors."""
+    make = _kept_tables.__wrapped__ if is_traced() else _kept_tables
     return make(windows, sizes, device)
 
 
