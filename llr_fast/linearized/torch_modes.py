@@ -20,12 +20,25 @@ def as_written(function: F) -> F:
     Outside of a trace the compiler is not even imported.
     """
     untraced = torch._compile._disable_dynamo(function)
+    name = function.__qualname__.removesuffix(".forward")
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return untraced(*args, **kwargs) if torch.compiler.is_compiling() else function(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        refuse_export(name)
+        torch._dynamo.graph_break(
+            f"{name} runs as written, as its loops depend on data; compile without fullgraph=True"
+        )
+        return untraced(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def refuse_export(name: str) -> None:
+    """Raises where a trace is made to be saved."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"{name} is no part of an exported program: export the model, which a loss has in .model")
 
 
 def like(constant: Any, tangents: Tensor) -> Any:

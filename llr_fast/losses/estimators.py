@@ -20,7 +20,8 @@ from llr_fast.linearized.layers import Activation, offset
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.linearize import linearize
 from llr_fast.linearized.tape import Tape, Taped
-from llr_fast.losses.recompute import leaves_of, recomputed_sum
+from llr_fast.linearized.torch_modes import is_traced
+from llr_fast.losses.recompute import leaves_of, recomputed_sum, summed
 from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
 
@@ -107,6 +108,8 @@ class TrainingStep:
         def squares(start: int) -> list[Tensor]:
             return self.squares_along(axes(x, start, min(start + chunk, size), x.dtype))
 
+        if is_traced():  # the compiler decides what to compute twice
+            return summed(squares(start) for start in range(0, size, chunk))
         leaves = leaves_of(layer.hinge for layer in self.layers)
         return recomputed_sum(squares, range(0, size, chunk), leaves)
 

@@ -46,7 +46,7 @@ class _RecomputedSum(torch.autograd.Function):
     def forward(ctx: Any, part: Part, starts: Sequence[int], modes: Modes, *leaves: Tensor) -> Any:
         ctx.part, ctx.starts, ctx.modes = part, starts, modes
         ctx.save_for_backward(*leaves)
-        return tuple(_sum(part(start) for start in starts))
+        return tuple(summed(part(start) for start in starts))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -68,10 +68,11 @@ class _RecomputedSum(torch.autograd.Function):
             )
             return found
 
-        return None, None, None, *_sum(of_part(start) for start in ctx.starts)
+        return None, None, None, *summed(of_part(start) for start in ctx.starts)
 
 
-def _sum(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+def summed(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Of each of their tensors, part by part."""
     total: list[Tensor] = []
     for part in parts:
         total = [a + b for a, b in zip(total, part, strict=True)] if total else list(part)

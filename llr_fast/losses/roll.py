@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,14 +23,20 @@ from llr_fast.checks import (
     check_range,
 )
 from llr_fast.linearized.directions import Directions
-from llr_fast.linearized.torch_modes import as_written
+from llr_fast.linearized.torch_modes import refuse_export
 from llr_fast.losses import estimators
-from llr_fast.losses.estimators import Hinges, Sampled, TrainingStep
+from llr_fast.losses.clock import Clock
+from llr_fast.losses.compiled import evaluated
+from llr_fast.losses.estimators import Sampled, TrainingStep
 from llr_fast.losses.totals import Summing, totals_along
 from llr_fast.ops.common.arguments import accumulation_dtype
 
 Estimator = Literal["exact", "rademacher", "axis", "auto"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+
+Number = float | Tensor
+SCHEDULED = ("lam", "C", "gamma")  # options that may be inputs of a compiled step, which a new value compiles no more
 
 
 class ROLLLoss(Loss):
@@ -53,7 +62,8 @@ class ROLLLoss(Loss):
         generator: of the random directions, on the device of x.
 
     Attributes:
-        steps: the number of training steps so far, an integer; set it where a run is resumed.
+        steps: the number of training steps so far, an integer; set it where a run is resumed. Compiled steps count
+            where `every` is more than 1.
 
     Raises:
         ValueError: for an option outside its range.
@@ -83,13 +93,29 @@ class ROLLLoss(Loss):
         check_model(model)
         check_generator(generator)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
+        self._schedule, self._takes_all, self._clock = torch.zeros(3, dtype=torch.float64, device="cpu"), True, Clock()
         self.lam, self.C, self.gamma, self.every = lam, C, gamma, every
-        self.steps = 0
         self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
         self._activations: int | None = None  # of the step before
         self._check_schedule()
 
-    @as_written
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_new = name in SCHEDULED and isinstance(value, Real) and vars(self).get(name) != value
+        super().__setattr__(name, value)
+        if is_new:
+            self._schedule[SCHEDULED.index(name)] = float(value)
+            self._takes_all = self._takes_all if name != "gamma" else value == 100
+        if name == "every" and isinstance(value, int) and value > 0:
+            self._clock.set(self._clock.steps, value)
+
+    @property
+    def steps(self) -> int:
+        return self._clock.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._clock.set(check_count("steps", steps, 0), self.every)
+
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
         """The model's output and the penalty, a scalar already times lam and averaged over the batch.
 
@@ -100,47 +126,61 @@ class ROLLLoss(Loss):
             NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
             ValueError: an empty batch, a wrong dtype or device, more axes than x has.
         """
+        if torch.compiler.is_compiling():
+            refuse_export("ROLLLoss")
+            return self._scheduled(x, functools.partial(evaluated, self, self._schedule))
         self._check_schedule()  # options may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)
-        if not (self.training and torch.is_grad_enabled()):
-            return self._penalised(x)
-        if self.steps % self.every:
-            output, penalty = self.model(x), x.new_zeros((), dtype=accumulation_dtype(x.dtype))
-        else:
-            output, penalty = self._penalised(x)
+        return self._scheduled(x, functools.partial(self.penalised, lam=self.lam, C=self.C, gamma=self.gamma))
+
+    def _scheduled(self, x: Tensor, penalised: Callable[[Tensor], tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+        """What `penalised` returns, or in training in the steps without a penalty the plain model's output and 0."""
+        compiling = torch.compiler.is_compiling()
+        if not (self.training and torch.is_grad_enabled()) or (self.every == 1 and compiling):
+            return penalised(x)
+        if self._clock.is_due:
+            output, penalty = penalised(x)
             penalty = penalty if self.every == 1 else self.every * penalty
-        self.steps += 1
+        else:
+            output, penalty = self.model(x), x.new_zeros((), dtype=accumulation_dtype(x.dtype))
+        if compiling:
+            penalty = penalty + torch.ops.llr_fast.tick(x.detach(), self._clock.key)
+        else:
+            self._clock.tick()
         return output, penalty
 
-    def _penalised(self, x: Tensor) -> tuple[Any, Tensor]:
-        """The model's output and the penalty."""
-        total, sampled = self.gamma == 100, self._sampled()
-        if total and sampled:
-            return self._of_totals(x, sampled)
-        step = TrainingStep(self.model, x, total)
+    def penalised(self, x: Tensor, lam: Number, C: Number, gamma: Number) -> tuple[Any, Tensor]:
+        """The model's output and the penalty, with these options; in a trace they are tensors of one entry."""
+        sampled = self._sampled()
+        if self._takes_all and sampled:
+            output, mean = self._mean_of_totals(x, sampled, C)
+            return output, lam * mean
+        step = TrainingStep(self.model, x, self._takes_all)
         if self.estimator == "auto":
             self._exact_passes = step.exact_passes
             sampled = self._sampled()
         squares = self._squares(step, sampled)
-        if total:
-            return step.output, self.lam * self._mean(step.layers, squares)
-        hinge = self.C * torch.cat([layer.hinge for layer in step.layers], 1)
-        chosen = self._chosen(step, sampled, squares, hinge)
-        return step.output, self.lam * (torch.cat(squares, 1) + hinge).gather(1, chosen).mean()
+        if self._takes_all:
+            total = _total(squares) + C * _total([layer.hinge for layer in step.layers])
+            return step.output, lam * total / sum(layer.neurons for layer in step.layers)
+        hinge = C * torch.cat([layer.hinge for layer in step.layers], 1)
+        with torch.no_grad():  # sampled norms are chosen by other directions than those that score them
+            choosing = torch.cat(squares if sampled is None else self._squares(step, sampled), 1) + hinge
+        return step.output, lam * _mean_of_top(choosing, torch.cat(squares, 1) + hinge, gamma)
 
     def extra_repr(self) -> str:
         names = ("lam", "C", "gamma", "estimator", "samples", "every")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _of_totals(self, x: Tensor, sampled: Sampled) -> tuple[Any, Tensor]:
-        """With all neurons, along random directions."""
+    def _mean_of_totals(self, x: Tensor, sampled: Sampled, C: Number) -> tuple[Any, Tensor]:
+        """The model's output, and the mean over all neurons along random directions."""
         directions, scale = self._draw(x, sampled)
         summing = Summing(self._activations)
         output, totals = totals_along(self.model, x, directions, summing)
         self._activations = summing.activations
         squares, hinges = totals.sums.unbind()
-        return output, self.lam * (scale * squares + self.C * hinges) / totals.neurons
+        return output, (scale * squares + C * hinges) / totals.neurons
 
     def _sampled(self) -> Sampled | None:
         """The sampled estimator to use; None for the exact norms, and for "auto" until a step has told their cost."""
@@ -156,25 +196,24 @@ class ROLLLoss(Loss):
         """Random directions, and what to multiply sums over them by."""
         return estimators.SAMPLED[sampled](x, self.samples, self.generator)
 
-    def _mean(self, layers: list[Hinges], squares: list[Tensor]) -> Tensor:
-        """Of the brackets of all neurons."""
-        total = _total(squares) + self.C * _total([layer.hinge for layer in layers])
-        return total / sum(layer.neurons for layer in layers)
-
-    @torch.no_grad()
-    def _chosen(self, step: TrainingStep, sampled: Sampled | None, squares: list[Tensor], hinge: Tensor) -> Tensor:
-        """[B, k]: the top gamma percent; sampled norms are chosen by other directions than those that score them."""
-        if sampled is not None:
-            squares = self._squares(step, sampled)
-        brackets = torch.cat(squares, 1) + hinge
-        count = max(1, math.ceil(brackets.size(1) * self.gamma / 100))
-        return brackets.topk(count, dim=1).indices
-
     def _check_schedule(self) -> None:
         check_choice("estimator", self.estimator, ESTIMATORS)
         self.samples, self.every = check_count("samples", self.samples), check_count("every", self.every)
         self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
         self.gamma = check_range("gamma", self.gamma, 0, 100)
+
+
+def _mean_of_top(choosing: Tensor, brackets: Tensor, gamma: Number) -> Tensor:
+    """Over all samples and the top gamma percent, by `choosing` [B, N], of their brackets [B, N]."""
+    neurons = choosing.size(1)
+    if not isinstance(gamma, Tensor):
+        count = max(1, math.ceil(neurons * gamma / 100))
+        return brackets.gather(1, choosing.topk(count, dim=1).indices).mean()
+    # A number of them that is no part of a graph's shapes.
+    counted = (neurons * gamma / 100).ceil().clamp_min(1)
+    is_top = torch.arange(neurons, device=gamma.device) < counted
+    falling = brackets.gather(1, choosing.argsort(dim=1, descending=True))
+    return torch.where(is_top, falling, 0.0).sum() / (counted * len(brackets)).to(brackets.dtype)
 
 
 def _total(parts: list[Tensor]) -> Tensor:

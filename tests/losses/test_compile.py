@@ -1,74 +1,166 @@
-"""torch.compile around a loss: the same numbers, with one break of the graph around the loss."""
+"""torch.compile around a loss: one graph with the numbers of the step as written; certificates break it."""
 
 import networks
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import llr_fast
 
-LOSSES = {
-    "exact": lambda model: llr_fast.ROLLLoss(model, estimator="exact"),
-    "rademacher": lambda model: llr_fast.ROLLLoss(model, estimator="rademacher", generator=torch.Generator()),
-    "margin": llr_fast.MarginLoss,
-}
+ESTIMATORS = ["rademacher", "axis", "exact", "auto"]
+
+
+def pooled():
+    """Batch-norm in training mode, both poolings, a PReLU of each channel, a residual sum."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            return (x + self.inside(x)).relu_()
+
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(3, 2, 1), Residual(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16, 6), nn.ReLU6(), nn.Linear(6, 3)),
+    ).double(), torch.randn(3, 1, 10, 10, dtype=torch.float64)
+
+
+NETWORKS = {"dense": lambda: networks.build("relu"), "abs": lambda: networks.build("abs"), "pooled": pooled}
 
 
 @pytest.fixture(autouse=True)
 def fresh():
+    torch.manual_seed(0)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-def gradients(call, loss, x):
+def step_of(loss):
+    def step(x):
+        output, penalty = loss(2 * x)
+        return cross_entropy(output.float(), torch.arange(len(x)) % 2) + penalty
+
+    return step
+
+
+def results(step, loss, x, steps=0):
+    """The loss, the gradients of all parameters, and the buffers, from the same state and random numbers each time."""
+    buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
     loss.zero_grad()
-    if getattr(loss, "generator", None) is not None:
-        loss.generator.manual_seed(0)
-    value = call(x)
+    loss.steps = steps
+    torch.manual_seed(1)
+    if loss.generator is not None:
+        loss.generator.manual_seed(1)
+    value = step(x)
     value.backward()
-    return [value.detach(), *(p.grad for p in loss.parameters() if p.grad is not None)]
+    found = [value.detach(), *(p.grad for p in loss.parameters() if p.grad is not None)]
+    after = [buffer.clone() for buffer in loss.buffers()]
+    for name, buffer in loss.named_buffers():
+        buffer.copy_(buffers[name])
+    return found + after
 
 
-@pytest.mark.parametrize("network", ["relu", "residual"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_same_numbers(name, network):
-    model, x = networks.build(network)
-    loss, y = LOSSES[name](model), torch.tensor([0, 1, 0])
+def compiled(loss, backend="aot_eager", **options):
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(step_of(loss), backend=counter, fullgraph=True, **options), counter
 
-    def step(run):
-        def call(x):
-            output, penalty = run(2 * x)
-            return cross_entropy(output, y) + penalty
 
-        return call
+CASES = [
+    *(("pooled", estimator, gamma) for estimator in ESTIMATORS for gamma in (100, 30)),
+    *(("dense", "rademacher", 100), ("dense", "exact", 100), ("dense", "auto", 0), ("dense", "axis", 30)),
+    *(("abs", "rademacher", 100), ("abs", "exact", 0)),
+]
 
-    expected = gradients(step(loss), loss, x)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(step(loss), backend=counter)
+
+@pytest.mark.parametrize("network, estimator, gamma", CASES)
+def test_one_graph_has_the_same_numbers(network, estimator, gamma):
+    model, x = NETWORKS[network]()
+    loss = llr_fast.ROLLLoss(model, estimator=estimator, gamma=gamma, C=0.5)
+    step, counter = compiled(loss)
+    expected = results(step_of(loss), loss, x)
     for _ in range(2):
-        torch.testing.assert_close(gradients(compiled, loss, x), expected, rtol=0, atol=0)
-    filled = [g for g in counter.graphs if any(node.op == "call_function" for node in g.graph.nodes)]
-    assert len(filled) == 2  # before the loss and after it
+        torch.testing.assert_close(results(step, loss, x), expected, rtol=1e-9, atol=1e-12)
+    assert counter.frame_count == 1
 
 
-def test_one_graph_is_refused():
+def test_options_on_a_schedule_compile_nothing_anew():
+    model, x = pooled()
+    loss = llr_fast.ROLLLoss(model, estimator="rademacher", gamma=50, generator=torch.Generator())
+    step, counter = compiled(loss)
+    for lam, C, gamma in [(1.0, 1.0, 50), (0.0, 0.5, 40), (0.25, 0.0, 0), (2.0, 1.0, 99)]:
+        loss.lam, loss.C, loss.gamma = lam, C, gamma
+        torch.testing.assert_close(results(step, loss, x), results(step_of(loss), loss, x), rtol=1e-9, atol=1e-12)
+    assert counter.frame_count == 1
+
+
+def test_lazy_steps_are_two_graphs():
+    model, x = pooled()
+    loss = llr_fast.ROLLLoss(model, estimator="rademacher", every=3)
+    step, counter = compiled(loss)
+    for number in range(7):
+        expected = results(step_of(loss), loss, x, number)
+        torch.testing.assert_close(results(step, loss, x, number), expected, rtol=1e-9, atol=1e-12)
+        assert loss.steps == number + 1
+    assert counter.frame_count == 2
+
+
+def test_with_inductor():
     model, x = networks.build("relu")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"ROLLLoss\.forward"):
-        torch.compile(lambda x: llr_fast.ROLLLoss(model)(x)[1], backend="eager", fullgraph=True)(x)
+    loss = llr_fast.ROLLLoss(model, estimator="rademacher")
+    step, counter = compiled(loss, "inductor")
+    expected = results(step_of(loss), loss, x)
+    torch.testing.assert_close(results(step, loss, x), expected, rtol=1e-7, atol=1e-9)
+    assert counter.frame_count == 1
 
 
-def test_compiled_model_inside():
-    """The wrapped model runs as written, whether it was compiled or not."""
+def test_in_autocast():
+    model, x = pooled()
+    loss, x = llr_fast.ROLLLoss(model.float(), estimator="rademacher"), x.float()
+    step, counter = compiled(loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(results(step, loss, x), results(step_of(loss), loss, x), rtol=2e-2, atol=2e-2)
+    assert counter.frame_count == 1
+
+
+def test_compiled_loss_and_evaluation():
+    model, x = pooled()
+    loss = llr_fast.ROLLLoss(model, estimator="exact").eval()
+    output, penalty = torch.compile(loss, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close((output, penalty), loss(x), rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_compiled_inside_runs_as_written():
     model, x = networks.build("residual")
     expected = llr_fast.ROLLLoss(model, estimator="exact")(x)[1]
     found = llr_fast.ROLLLoss(torch.compile(model, backend="eager"), estimator="exact")(x)[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_compiled_loss():
+DATA_DEPENDENT = {
+    "MarginLoss": lambda model, x: llr_fast.MarginLoss(model)(x)[1],
+    "margin": lambda model, x: llr_fast.margin(model, x).value.sum(),
+    "activation_pattern": lambda model, x: llr_fast.activation_pattern(model, x),
+}
+
+
+@pytest.mark.parametrize("name", DATA_DEPENDENT)
+def test_what_depends_on_data_breaks_the_graph(name):
     model, x = networks.build("relu")
-    loss = llr_fast.ROLLLoss(model, estimator="exact")
-    output, penalty = torch.compile(loss, backend="eager")(x)
-    torch.testing.assert_close((output, penalty), loss(x), rtol=0, atol=0)
+    call, counter = DATA_DEPENDENT[name], CompileCounterWithBackend("eager")
+    found = torch.compile(lambda x: 2 * call(model, x + 0), backend=counter)(x)
+    torch.testing.assert_close(found, 2 * call(model, x), rtol=0, atol=0)
+    assert counter.frame_count >= 2
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=f"{name} runs as written, as its loops depend on data"):
+        torch.compile(lambda x: call(model, x), backend="eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("make", [llr_fast.ROLLLoss, llr_fast.MarginLoss])
+def test_a_loss_is_not_exported(make):
+    model, x = networks.build("relu")
+    with pytest.raises(Exception, match=f"{make.__name__} is no part of an exported program: export the model"):
+        torch.export.export(make(model), (x,), strict=False)

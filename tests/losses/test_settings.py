@@ -70,7 +70,7 @@ def counting(method, calls):
 def test_tangents_are_checkpointed_with_the_values(monkeypatch):
     """Along random directions, the backward pass computes those of every activation again."""
     calls = []
-    for name in ("ramp", "__call__"):
+    for name in ("ramp", "pool", "__call__"):
         monkeypatch.setattr(Summing, name, counting(getattr(Summing, name), calls))
     model, x = convolutional()
     for inside, wanted in ((model, 3), (Checkpointed(model), 6)):
