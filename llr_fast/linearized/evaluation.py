@@ -80,9 +80,14 @@ class Evaluation(Generic[T]):
         return linearization
 
     def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization] | None:
-        """The value and linearization of a ramp, where the collector computes both as it takes in the neurons."""
+        """The value and linearization of a ramp, where the collector computes both as it takes in the neurons.
+
+        Not in a trace: a compiler fuses single operations with what is around them, and chooses their order in memory.
+        """
         fused = self._collector
-        return self._kept(*fused.ramp(z, ramp, linearization)) if isinstance(fused, FusedCollector) else None
+        if is_traced() or not isinstance(fused, FusedCollector):
+            return None
+        return self._kept(*fused.ramp(z, ramp, linearization))
 
     def pool(self, z: Tensor, windows: Windows, linearization: Linearization) -> tuple[Tensor, Linearization] | None:
         """The same of a max-pooling."""
