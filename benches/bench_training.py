@@ -5,13 +5,15 @@ import torch
 from torch.nn import functional as F
 
 import llr_fast
-from benches import baselines, networks
+from benches import baselines, networks, vision
 from benches.memory import peak_of_tensors
 from benches.providers import CROSS_ENTROPY, OURS, check_agreement, cross_entropy, step
 
 pytestmark = pytest.mark.timeout(600)
 
-MOST_TIME, MOST_TIME_OF_LAZY, MOST_MEMORY = 2.3, 1.25, 2.2  # times those of the plain step
+# Times those of the plain step
+MOST_TIME, MOST_TIME_OF_LAZY, MOST_TIME_OF_OTHERS, MOST_MEMORY = 2.3, 1.25, 2.6, 2.2
+MOST_TIME_OF_DENSE, MOST_TIME_OF_COMPILED = 3.0, 2.4
 EVERY = 8
 SIZE, BATCH = 224, 8
 SEED = 1
@@ -68,6 +70,61 @@ def test_step(device, interleaved, benchmark):
     if benchmark.enabled:
         seconds = benchmark.extra_info["seconds"]
         assert seconds[OURS] <= MOST_TIME * seconds[CROSS_ENTROPY], seconds
+
+
+@pytest.mark.parametrize("name", vision.NETWORKS)
+def test_step_of_other_networks(name, device, interleaved, benchmark):
+    """With max-pooling, batch-norm before activations, depthwise convolutions, concatenation: time, then memory."""
+    check()
+    model, x = vision.NETWORKS[name]().train().to(device), torch.rand(BATCH, 3, 128, 128, device=device)
+    providers = {CROSS_ENTROPY: step(model, cross_entropy(model, x)), OURS: step(model, with_roll(model, x))}
+    providers[OURS]()  # after which nothing is computed behind the last activation
+    peaks = {name: peak_of_tensors(call, device) / 1e6 for name, call in providers.items()}
+    about = {"network": name, "shape": list(x.shape), "dtype": "float32", "megabytes": peaks}
+    interleaved(providers, table="training", **about)
+    assert peaks[OURS] <= MOST_MEMORY * peaks[CROSS_ENTROPY], peaks
+    if benchmark.enabled:
+        seconds = benchmark.extra_info["seconds"]
+        assert seconds[OURS] <= MOST_TIME_OF_OTHERS * seconds[CROSS_ENTROPY], seconds
+
+
+def test_step_of_a_dense_network(device, interleaved, benchmark):
+    check()
+    model, x = networks.mlp(784, 300, 300, 300, 300, 10).to(device), torch.rand(64, 784, device=device)
+    plain, ours = (repeated(step(model, loss), 20) for loss in (cross_entropy(model, x), with_roll(model, x)))
+    about = {"network": "784-300-300-300-300-10", "shape": list(x.shape), "dtype": "float32"}
+    interleaved({CROSS_ENTROPY: plain, OURS: ours}, table="training", **about)
+    if benchmark.enabled:
+        seconds = benchmark.extra_info["seconds"]
+        assert seconds[OURS] <= MOST_TIME_OF_DENSE * seconds[CROSS_ENTROPY], seconds
+
+
+@pytest.mark.parametrize("name", ["ResNet-18", "784-300-300-300-300-10"])
+def test_compiled_step(name, device, interleaved, benchmark):
+    """One graph over the compiled plain step."""
+    check()
+    if name == "ResNet-18":
+        model, x = resnet18(device, SIZE, BATCH)
+    else:
+        model, x = networks.mlp(784, 300, 300, 300, 300, 10).to(device), torch.rand(64, 784, device=device)
+    losses = {CROSS_ENTROPY: cross_entropy(model, x), OURS: with_roll_of_default_generator(model, x)}
+    compiled = {name: step(model, torch.compile(loss, fullgraph=True)) for name, loss in losses.items()}
+    for call in compiled.values():
+        call()
+    interleaved(compiled, table="training", network=f"{name}, compiled", shape=list(x.shape), dtype="float32")
+    if benchmark.enabled:
+        seconds = benchmark.extra_info["seconds"]
+        assert seconds[OURS] <= MOST_TIME_OF_COMPILED * seconds[CROSS_ENTROPY], seconds
+
+
+def with_roll_of_default_generator(model, x):
+    loss, target = llr_fast.ROLLLoss(model, estimator="rademacher"), torch.zeros(len(x), dtype=torch.long)
+
+    def call():
+        output, penalty = loss(x)
+        return F.cross_entropy(output, target.to(x.device)) + penalty
+
+    return call
 
 
 def test_lazy_steps(device, interleaved, benchmark):

@@ -78,6 +78,7 @@ def _training(runs: list[dict]) -> str:
         if "seconds" in run:
             name = f"{run['network']}, D = {math.prod(run['shape'][1:]):,}, batch {run['shape'][0]}"
             peaks = [r["megabytes"] for r in runs if r["table"] == "training memory" and r["network"] == run["network"]]
+            peaks += [run["megabytes"]] if "megabytes" in run else []
             memory = [_number(peak[OURS] / peak[CROSS_ENTROPY]) for peak in peaks]
             rows.append([name, _number(1 / ratio(run, CROSS_ENTROPY)), *memory])
     return _table(["step with sampled ROLL over one without", "time", "peak memory"], rows)

@@ -92,19 +92,26 @@ struct MaskedLinearGradients {
   T* d_weight;                 // may be null
 };
 
-// A function of slope 1 between two kinks, constant above the upper one. Under the lower one its slope is `below`, or
-// slope[i / inner % channels] of the neuron i where `slope` is not null.
+// A number for each channel: numbers[i / inner % channels] is that of the neuron i. Null where there are none.
 template <class T>
-struct Ramp {
-  T lower, upper, below;
-  const T* slope;
+struct ByChannel {
+  const T* numbers;
   int64_t channels, inner;
 };
 
-// n neurons, and their tangents [K, n].
+// A function of slope 1 between two kinks, constant above the upper one. Under the lower one its slope is `below`, or
+// that of the channel.
+template <class T>
+struct Ramp {
+  T lower, upper, below;
+  ByChannel<T> slope;
+};
+
+// n neurons, and their tangents [K, n], which are multiplied by a factor first.
 template <class T>
 struct RollActivation {
   Ramp<T> ramp;
+  ByChannel<T> factor;
   int64_t K, n;
   const T *z, *tangents;
   bool past_cache;  // the outputs are too large to be found there later
@@ -122,6 +129,7 @@ struct RollGradients {
   const T *d_out, *d_masked, *d_sums;  // d_masked may be null
   const int8_t* code;
   T *d_z, *d_tangents;
+  T* d_factor;  // [channels], added to; null where there is no factor
 };
 
 // Of pooling over up to three axes, the last ones; those that are missing have one entry.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from llr_fast.linearized.linearization import Linearization, identity
-from llr_fast.linearized.torch_modes import Modes, checkpoint, like
+from llr_fast.linearized.torch_modes import Modes, checkpoint, is_traced, like
 from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
 from llr_fast.ops.masked_linear import masked_linear
@@ -83,6 +84,8 @@ class Directions(Linearization):
         return _Convolved(self, function, weight if trained else weight.clone())  # others may change until it is used
 
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
+        if torch.is_grad_enabled() and not is_traced() and self.shape[1:] == torch.Size(shape):
+            return Scaled(self, factor)
         tangents = compact(self.tangents)
         scaled = tangents * like(factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
         return Directions(scaled.to(tangents.dtype).expand(-1, *shape))
@@ -165,39 +168,74 @@ class _Measured(Directions):
         return self._found if statistic is self._statistic else super().measured(statistic)
 
 
-class _Convolved(Directions):
-    """The tangents `function(inputs, weight)`, computed at the first use in the modes in which they were asked for.
+class _Deferred(Directions):
+    """Tangents that are computed at the first use, in the modes in which they were asked for."""
 
-    Scaled by channel before, as by a batch-norm, they are those of a scaled weight where that is the smaller of the
-    two: that spares a pass over the tangents and, in training, keeping them twice.
-    """
-
-    def __init__(self, inputs: Directions, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
-        self._inputs, self._function, self._weight = inputs, function, weight
-        self._modes, self._hooks = Modes.current(weight.device.type), checkpoint()
+    def __init__(self, inputs: Directions, device: torch.device) -> None:
+        self.inputs = inputs
+        self._modes, self._hooks = Modes.current(device.type), checkpoint()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._inputs.dtype
+        return self.inputs.dtype
 
     @property
-    def shape(self) -> torch.Size:
-        return self.tangents.shape
+    def is_computed(self) -> bool:
+        return "tangents" in vars(self)
 
     @cached_property
     def tangents(self) -> Tensor:
         # Kept, so a checkpoint that uses it has no part in it, and does not compute it again.
         apart = self._hooks != checkpoint()
         with self._modes.entered(), saved_tensors_hooks(identity, identity) if apart else nullcontext():
-            return self._inputs.batched(lambda t: self._function(t, self._weight)).tangents
+            return self._compute()
+
+    @abstractmethod
+    def _compute(self) -> Tensor: ...
+
+
+class Scaled(_Deferred):
+    """`inputs` times one factor [C] for each entry of axis 1: a product that may join the activation behind it."""
+
+    def __init__(self, inputs: Directions, factor: Tensor) -> None:
+        super().__init__(inputs, factor.device)
+        self.factor = factor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.inputs.shape
+
+    def _compute(self) -> Tensor:
+        tangents = compact(self.inputs.tangents)
+        scaled: Tensor = tangents * like(self.factor, tangents).view(-1, *[1] * (tangents.dim() - 3))
+        return scaled.to(tangents.dtype).expand(self.shape)
+
+
+class _Convolved(_Deferred):
+    """The tangents `function(inputs, weight)`.
+
+    Scaled by channel before, as by a batch-norm, they are those of a scaled weight where that is the smaller of the
+    two: that spares a pass over the tangents and, in training, keeping them twice.
+    """
+
+    def __init__(self, inputs: Directions, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
+        super().__init__(inputs, weight.device)
+        self._function, self._weight = function, weight
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tangents.shape
+
+    def _compute(self) -> Tensor:
+        return self.inputs.batched(lambda t: self._function(t, self._weight)).tangents
 
     def scaled(self, factor: Tensor, shape: Sequence[int]) -> Directions:
         apart = self._modes != Modes.current(self._weight.device.type)  # where only one of the two records gradients
-        if apart or "tangents" in vars(self) or self._weight.numel() > self._inputs.shape[0] * math.prod(shape):
+        if apart or self.is_computed or self._weight.numel() > self.inputs.shape[0] * math.prod(shape):
             return super().scaled(factor, shape)
-        unscaled = like(self._weight, self._inputs.tangents)
+        unscaled = like(self._weight, self.inputs.tangents)
         weight = unscaled * factor.view(-1, *[1] * (self._weight.dim() - 1))
-        return _Convolved(self._inputs, self._function, weight.to(unscaled.dtype))
+        return _Convolved(self.inputs, self._function, weight.to(unscaled.dtype))
 
 
 def axes(x: Tensor, start: int, stop: int, dtype: torch.dtype) -> Directions:

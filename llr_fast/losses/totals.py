@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.directions import Directions, Scaled
 from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.later import Later
 from llr_fast.linearized.layers import Activation, FusedCollector, Ramp, Windows
@@ -48,10 +48,16 @@ class Summing(FusedCollector[Totals]):
     def ramp(self, z: Tensor, ramp: Ramp, linearization: Linearization) -> tuple[Tensor, Linearization, Totals]:
         assert isinstance(linearization, Directions)
         self.activations += 1
-        tangents = linearization.tangents
+        factor = None
+        if isinstance(linearization, Scaled) and not linearization.is_computed:
+            tangents, factor = linearization.inputs.tangents, linearization.factor
+        else:
+            tangents = linearization.tangents
         below = ramp.below.to(z.dtype) if isinstance(ramp.below, Tensor) else ramp.below
         store = self.activations != self._last or checkpoint() is not None
-        found = roll_activation(z, tangents, lower=ramp.lower, upper=ramp.upper, below=below, store=store)
+        found = roll_activation(
+            z, tangents, lower=ramp.lower, upper=ramp.upper, below=below, factor=factor, store=store
+        )
         value, masked, sums = found
         activated = Directions(masked) if store else Later(lambda: linearization.activated(ramp.slope(z)), tangents)
         return value, activated, Totals(z.numel(), sums)

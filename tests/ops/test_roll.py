@@ -40,6 +40,30 @@ def test_prelu(name, shape, channels):
         rc.check(found, rc.expected(rc.prelu_oracle, *tensors), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 2, 5, 3, 4), (2, 2, 5, 41, 37)])
+def test_factors_of_channels(name, shape, store, last):
+    def product(z, tangents, factor):
+        return tangents * factor.view(-1, *[1] * (z.dim() - 2))
+
+    def function(z, t, f):
+        if last and z.dim() == 4:
+            z = z.to(memory_format=torch.channels_last)
+        return ops.roll_activation(z, t, upper=1.5, below=0.2, factor=f, store=store)[0 :: 1 if store else 2]
+
+    def oracle(z, t, f):
+        slope = torch.where(z > 1.5, 0.0, torch.where(z > 0, 1.0, 0.2 * torch.ones_like(z)))
+        scaled = product(z, t, f)
+        out = torch.where(z > 0, z.clamp(max=1.5), 0.2 * z)
+        sums = torch.stack([scaled.square().sum(), rc.hinges(z, (0.0, 1.5))])
+        return (out, scaled * slope, sums) if store else (out, sums)
+
+    for dtype in (torch.float32, torch.float64):
+        tensors = (*rc.draw(shape, dtype), torch.randn(5, dtype=dtype))
+        rc.check(rc.computed(name, function, *tensors), rc.expected(oracle, *tensors), TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, *MIXED], ids=str)
 def test_activation_in_other_dtypes(name, dtypes):
     z, tangents = rc.draw((2, 3, 40), *dtypes)
@@ -127,13 +151,13 @@ def test_second_derivatives(name):
 
 def test_opcheck():
     z, tangents = (t.requires_grad_() for t in rc.draw((2, 4, 7)))
-    arguments = (z.flatten(), tangents.flatten(1), torch.rand(4), 0.0, 0.0, 6.0, 7, True)
+    arguments = (z.flatten(), tangents.flatten(1), torch.rand(4), torch.rand(4), 0.0, 0.0, 6.0, 7, True)
     torch.library.opcheck(
         torch.ops.llr_fast.roll_activation.default,
         [t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in arguments],
     )
     out, masked, sums, code = torch.ops.llr_fast.roll_activation(*arguments)
-    backward = (out, masked, sums, tangents.flatten(1), code, arguments[2], 0.0, 7)
+    backward = (out, masked, sums, tangents.flatten(1), code, *arguments[2:4], 0.0, 7)
     torch.library.opcheck(
         torch.ops.llr_fast.roll_activation_backward.default,
         [t.detach() if isinstance(t, torch.Tensor) else t for t in backward],
@@ -155,6 +179,7 @@ WRONG = [
     ("lower", lambda z, t: ops.roll_activation(z, t, lower=-math.inf)),
     ("below", lambda z, t: ops.roll_activation(z, t, below=torch.zeros(3))),
     ("below", lambda z, t: ops.roll_activation(z, t, below=torch.zeros(1).double())),
+    ("factor", lambda z, t: ops.roll_activation(z, t, factor=torch.ones(3))),
     ("z", lambda z, t: ops.roll_max_pool(z[0], t[:, 0], (2,), (2,), (0,), (1,), (3,))),
     ("tangents", lambda z, t: ops.roll_max_pool(z, t[:, :1], (2,), (2,), (0,), (1,), (3,))),
     ("kernel", lambda z, t: ops.roll_max_pool(z, t, (2, 2), (2,), (0,), (1,), (3,))),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...dispatch import call, define, differentiate
 from ..common.arguments import DTYPES, accumulation_dtype, refuse_forward_mode
+from .reference import by_channel
 
 
 def roll_activation(
@@ -18,6 +19,7 @@ def roll_activation(
     lower: float = 0.0,
     upper: float = math.inf,
     below: float | Tensor = 0.0,
+    factor: Tensor | None = None,
     store: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply an activation that has slope 1 between two kinks, `below` under them and 0 above, and sum up for ROLL.
@@ -36,6 +38,7 @@ def roll_activation(
         lower, upper: the kinks, lower < upper, at least one of them finite.
         below: the slope under a finite lower kink: a number, or a tensor of one entry or of one for each channel
             (axis 1), which gets a gradient. It has the dtype of z.
+        factor: [C], one for each channel (axis 1) by which its tangents are first multiplied, as by a batch-norm.
         store: False where `masked` is not wanted; it is then empty.
 
     Returns:
@@ -51,21 +54,22 @@ def roll_activation(
         >>> roll_activation(torch.tensor([[-0.5, 3.0]]), torch.tensor([[[2.0, 1.0]]]))
         (tensor([[0., 3.]]), tensor([[[0., 1.]]]), tensor([5.0000, 0.5000]))
     """
-    _check(z, tangents, lower, upper, below)
+    _check(z, tangents, lower, upper, below, factor)
     slope = below if isinstance(below, Tensor) else None
-    refuse_forward_mode("roll_activation", z, tangents, *([] if slope is None else [slope]))
+    refuse_forward_mode("roll_activation", *(t for t in (z, tangents, slope, factor) if t is not None))
     order = None if z.is_contiguous() else sorted(range(z.dim()), key=z.stride().__getitem__, reverse=True)
     in_memory = z if order is None else z.permute(order)
-    channels_at = 1 if order is None else order.index(1)
+    channels_at = 1 if order is None else order.index(1)  # only tensors of several axes have an order
     flat, masked, sums, _ = call(
         "roll_activation",
         in_memory.reshape(-1),
         (tangents if order is None else _permuted(tangents, order)).reshape(len(tangents), z.numel()),
+        factor,
         slope,
         0.0 if isinstance(below, Tensor) else below,
         lower,
         upper,
-        1 if slope is None or slope.numel() == 1 else math.prod(in_memory.shape[channels_at + 1 :]),
+        math.prod(in_memory.shape[channels_at + 1 :]) if z.dim() > 1 else 1,
         store,
     )
     out = flat.view(in_memory.shape)
@@ -81,7 +85,9 @@ def _permuted(tangents: Tensor, order: list[int]) -> Tensor:
     return tangents.permute(0, *(axis + 1 for axis in order))
 
 
-def _check(z: Tensor, tangents: Tensor, lower: float, upper: float, below: float | Tensor) -> None:
+def _check(
+    z: Tensor, tangents: Tensor, lower: float, upper: float, below: float | Tensor, factor: Tensor | None
+) -> None:
     for name, tensor in {"z": z, "tangents": tangents}.items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
             got = getattr(tensor, "dtype", type(tensor).__name__)
@@ -92,6 +98,9 @@ def _check(z: Tensor, tangents: Tensor, lower: float, upper: float, below: float
         raise ValueError(f"tangents: expected device {z.device} as z has, got {tangents.device}")
     if not (lower < upper and (math.isfinite(lower) or math.isfinite(upper))):
         raise ValueError(f"lower: expected a kink below upper, one of them finite, got {lower} and {upper}")
+    if factor is not None and (z.dim() < 2 or factor.shape != z.shape[1:2] or factor.device != z.device):
+        expected = f"shape {list(z.shape[1:2])} on {z.device}"
+        raise ValueError(f"factor: expected {expected}, got {list(factor.shape)} on {factor.device}")
     if isinstance(below, Tensor):
         channels = (1, z.size(1)) if z.dim() > 1 else (1,)
         if below.dim() > 1 or below.numel() not in channels or below.dtype != z.dtype or below.device != z.device:
@@ -101,46 +110,51 @@ def _check(z: Tensor, tangents: Tensor, lower: float, upper: float, below: float
             )
 
 
-def _fake(z, tangents, slope, below, lower, upper, inner, store):
+def _fake(z, tangents, factor, slope, below, lower, upper, inner, store):
     sums = z.new_empty(2, dtype=accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype)))
     masked = torch.empty_like(tangents) if store else tangents.new_empty(0)
     return torch.empty_like(z), masked, sums, z.new_empty(z.shape, dtype=torch.int8)
 
 
-def _fake_backward(d_out, d_masked, d_sums, tangents, code, slope, below, inner):
-    return torch.empty_like(d_out), torch.empty_like(tangents)
+def _fake_backward(d_out, d_masked, d_sums, tangents, code, factor, slope, below, inner):
+    d_factor = tangents.new_empty(0) if factor is None else torch.empty_like(factor)
+    return torch.empty_like(d_out), torch.empty_like(tangents), d_factor
 
 
 def _save(ctx, inputs, output):
-    z, tangents, slope, ctx.below, _, _, ctx.inner, ctx.store = inputs
+    z, tangents, factor, slope, ctx.below, _, _, ctx.inner, ctx.store = inputs
     ctx.dtype = z.dtype
-    ctx.save_for_backward(tangents, output[3], slope, None if slope is None else z)
+    ctx.save_for_backward(tangents, output[3], factor, slope, None if slope is None else z)
 
 
 def _backward(ctx, run, d_out, d_masked, d_sums, _):
-    tangents, code, slope, z = ctx.saved_tensors
+    tangents, code, factor, slope, z = ctx.saved_tensors
     d_out = code.new_zeros(code.shape, dtype=ctx.dtype) if d_out is None else d_out
     d_sums = code.new_zeros(2, dtype=torch.float32) if d_sums is None else d_sums
     d_masked = d_masked if ctx.store else None
-    args = (d_out, d_masked, d_sums, tangents, code, slope, ctx.below, ctx.inner)
-    d_z, d_tangents = run("roll_activation_backward", *args)
+    args = (d_out, d_masked, d_sums, tangents, code, factor, slope, ctx.below, ctx.inner)
+    d_z, d_tangents, d_factor = run("roll_activation_backward", *args)
     d_slope = None
-    if slope is not None and ctx.needs_input_grad[2]:
-        by_slope = d_out * z if d_masked is None else d_out * z + (d_masked * tangents).sum(0)
+    if slope is not None and ctx.needs_input_grad[3]:
+        by_slope = d_out * z
+        if d_masked is not None:
+            scaled = tangents if factor is None else tangents * by_channel(factor, ctx.inner, z.numel())
+            by_slope = by_slope + (d_masked * scaled).sum(0)
         by_slope = torch.where(code & 3 == 0, by_slope, 0)
-        d_slope = by_slope.view(-1, slope.numel(), ctx.inner).sum((0, 2)).view(slope.shape).to(slope.dtype)
-    return d_z, d_tangents, d_slope, None, None, None, None, None
+        d_slope = by_slope.view(-1, slope.numel(), ctx.inner).sum((0, 2)) if slope.numel() > 1 else by_slope.sum()
+        d_slope = d_slope.view(slope.shape).to(slope.dtype)
+    return d_z, d_tangents, None if factor is None else d_factor, d_slope, None, None, None, None, None
 
 
 define(
-    "roll_activation(Tensor z, Tensor tangents, Tensor? slope, float below, float lower, float upper, int inner,"
-    " bool store) -> (Tensor, Tensor, Tensor, Tensor)",
+    "roll_activation(Tensor z, Tensor tangents, Tensor? factor, Tensor? slope, float below, float lower, float upper,"
+    " int inner, bool store) -> (Tensor, Tensor, Tensor, Tensor)",
     __name__,
     _fake,
 )
 define(
     "roll_activation_backward(Tensor d_out, Tensor? d_masked, Tensor d_sums, Tensor tangents, Tensor code,"
-    " Tensor? slope, float below, int inner) -> (Tensor, Tensor)",
+    " Tensor? factor, Tensor? slope, float below, int inner) -> (Tensor, Tensor, Tensor)",
     __name__,
     _fake_backward,
 )
