@@ -8,6 +8,11 @@ from llr_fast.ops.roll_activation import roll_activation
 from llr_fast.ops.tangent_activation import tangent_activation
 
 __all__ = [
-    *("gram_linear", "gram_norms", "margin_reduce", "masked_linear", "roll_activation", "smallest_bounds"),
+    "gram_linear",
+    "gram_norms",
+    "margin_reduce",
+    "masked_linear",
+    "roll_activation",
+    "smallest_bounds",
     "tangent_activation",
 ]

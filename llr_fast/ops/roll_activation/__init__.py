@@ -54,7 +54,7 @@ def roll_activation(
     _check(z, tangents, lower, upper, below)
     slope = below if isinstance(below, Tensor) else None
     refuse_forward_mode("roll_activation", z, tangents, *([] if slope is None else [slope]))
-    order = sorted(range(z.dim()), key=lambda axis: -z.stride(axis))
+    order = sorted(range(z.dim()), key=lambda axis: z.stride(axis), reverse=True)
     in_memory = z.permute(order)
     behind_channels = in_memory.shape[order.index(1) + 1 :] if slope is not None and slope.numel() > 1 else ()
     flat, masked, sums, _ = torch.ops.llr_fast.roll_activation(
@@ -70,7 +70,7 @@ def roll_activation(
     inverse = sorted(range(z.dim()), key=lambda axis: order[axis])
     out = flat.view(in_memory.shape).permute(inverse)
     if store:
-        masked = masked.view(-1, *in_memory.shape).permute(0, *(axis + 1 for axis in inverse))
+        masked = masked.view(len(tangents), *in_memory.shape).permute(0, *(axis + 1 for axis in inverse))
     return out, masked, sums
 
 
@@ -96,16 +96,16 @@ def _check(z: Tensor, tangents: Tensor, lower: float, upper: float, below: float
 
 def _fake(z, tangents, slope, below, lower, upper, inner, store):
     sums = z.new_empty(2, dtype=accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype)))
-    masked = torch.empty_like(tangents) if store else tangents.new_empty(0)
-    return torch.empty_like(z), masked, sums, z.new_empty(z.shape, dtype=torch.int8)
+    masked = tangents.new_empty(tangents.shape if store else 0)
+    return z.new_empty(z.shape), masked, sums, z.new_empty(z.shape, dtype=torch.int8)
 
 
 def _fake_backward(d_out, d_masked, d_sums, tangents, code, slope, below, inner):
-    return torch.empty_like(d_out), torch.empty_like(tangents)
+    return d_out.new_empty(d_out.shape), tangents.new_empty(tangents.shape)
 
 
 def _save(ctx, inputs, output):
-    z, tangents, slope, ctx.below, _, _, ctx.inner, ctx.store = inputs
+    z, tangents, slope, ctx.below, ctx.lower, _, ctx.inner, ctx.store = inputs
     ctx.dtype = z.dtype
     ctx.save_for_backward(tangents, output[3], slope, None if slope is None else z)
 
@@ -119,9 +119,12 @@ def _backward(ctx, run, d_out, d_masked, d_sums, _):
     d_z, d_tangents = run("roll_activation_backward", *args)
     d_slope = None
     if slope is not None and ctx.needs_input_grad[2]:
-        by_slope = d_out * z if d_masked is None else torch.addcmul(d_out * z, d_masked, tangents).sum(0)
+        by_slope = d_out * (z - ctx.lower)
+        if d_masked is not None:
+            by_slope = by_slope + (d_masked * tangents).sum(0)
         by_slope = torch.where(code & 3 == 0, by_slope, 0)
-        d_slope = by_slope.view(-1, slope.numel(), ctx.inner).sum((0, 2)).view(slope.shape).to(slope.dtype)
+        samples = z.numel() // max(slope.numel() * ctx.inner, 1)
+        d_slope = by_slope.view(samples, slope.numel(), ctx.inner).sum((0, 2)).view(slope.shape).to(slope.dtype)
     return d_z, d_tangents, d_slope, None, None, None, None, None
 
 

@@ -33,23 +33,27 @@ def roll_activation(
     near = offset.abs() < 1
     hinges = torch.where(near, 1 - offset.abs(), offset - offset)
     sums = torch.stack([tangents.to(wide).square().sum(), hinges.sum()])
-    out = z.clamp(lower, upper) if below == 0 and slope is None else _bent(z, slope, below, lower, upper, inner)
+    out = z.clamp(lower, upper) if below == 0 and slope is None else _bent(z, slope, below, lower, upper, inner, wide)
     code = piece + 4 * (near & (offset > 0)).to(torch.int8) + 8 * (near & (offset < 0)).to(torch.int8)
-    masked = tangents * _slopes(piece, slope, below, inner).to(tangents.dtype) if store else tangents.new_empty(0)
+    masked = tangents.new_empty(0)
+    if store:
+        masked = (tangents * _slopes(piece, slope, below, inner, wide).to(tangents.dtype)).contiguous()
     return out, masked, sums, code
 
 
-def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int) -> Tensor:
-    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner) * (z - lower)
+def _bent(
+    z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int, wide: torch.dtype
+) -> Tensor:
+    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner, wide) * (z - lower)
     return torch.where(z > lower, z.clamp_max(upper), bent).to(z.dtype)
 
 
-def _slopes(piece: Tensor, slope: Tensor | None, below: float, inner: int) -> Tensor:
+def _slopes(piece: Tensor, slope: Tensor | None, below: float, inner: int, wide: torch.dtype) -> Tensor:
     """[n]: that of each neuron's piece."""
-    under: float | Tensor = below
-    if slope is not None:
-        by_channel = slope.view(-1, 1).expand(slope.numel(), inner).flatten()
-        under = by_channel.expand(piece.numel() // by_channel.numel(), -1).flatten() if piece.numel() else below
+    under = torch.full_like(piece, below, dtype=wide)
+    if slope is not None and piece.numel():
+        by_channel = slope.to(wide).view(-1, 1).expand(slope.numel(), inner).flatten()
+        under = by_channel.expand(piece.numel() // by_channel.numel(), -1).flatten()
     return torch.where(piece == 1, 1.0, torch.where(piece == 0, under, 0.0))
 
 
@@ -65,10 +69,10 @@ def roll_activation_backward(
 ) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(torch.promote_types(d_out.dtype, tangents.dtype))
     d_squares, d_hinges = d_sums.to(wide).unbind()
-    slopes = _slopes(code & 3, slope, below, inner).to(wide)
+    slopes = _slopes(code & 3, slope, below, inner, wide)
     side = ((code & 8) != 0).to(wide) - ((code & 4) != 0).to(wide)
     d_z = d_out.to(wide) * slopes + d_hinges * side
     d_tangents = 2 * d_squares * tangents.to(wide)
     if d_masked is not None:
         d_tangents = torch.addcmul(d_tangents, d_masked.to(wide), slopes)
-    return d_z.to(d_out.dtype), d_tangents.to(tangents.dtype)
+    return d_z.to(d_out.dtype).contiguous(), d_tangents.to(tangents.dtype).contiguous()
