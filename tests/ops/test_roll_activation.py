@@ -30,7 +30,7 @@ def test_values_and_gradients(name, shape, directions):
 
 
 @pytest.mark.parametrize("dtypes", rc.MIXED)
-@pytest.mark.parametrize("name", rc.ACTIVATIONS)
+@pytest.mark.parametrize("name", rc.SOME)
 def test_types_of_z_and_tangents(name, dtypes):
     tensors = rc.inputs(name, (4, 3, 5), 3, dtypes)
     found = rc.computed(name, tensors, "reference")
@@ -39,7 +39,7 @@ def test_types_of_z_and_tangents(name, dtypes):
     assert [t.dtype for t in found] == [*dtypes, sums, *(t.dtype for t in tensors)]
 
 
-@pytest.mark.parametrize("name", rc.ACTIVATIONS)
+@pytest.mark.parametrize("name", rc.SOME)
 @pytest.mark.parametrize("order", [(0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0)])
 def test_any_order_in_memory(name, order):
     """Values and gradients do not depend on it, and are returned in that of z."""
@@ -63,6 +63,8 @@ def test_special_values():
         out, masked, sums = roll_activation(z, torch.ones_like(z)[None], upper=1.0, below=0.5)
         torch.testing.assert_close(out, rc.SPECIAL_OUT.to(dtype), rtol=0, atol=0, equal_nan=True)
         assert torch.equal(masked[0], rc.SPECIAL_MASKED.to(dtype)) and sums[1].isnan()
+        relu = roll_activation(z, torch.ones_like(z)[None])[0]
+        torch.testing.assert_close(relu, z.relu(), rtol=0, atol=0, equal_nan=True)
         (d_z,) = torch.autograd.grad(out.sum() + sums[1], z)
         assert torch.equal(d_z, (rc.SPECIAL_MASKED + rc.SPECIAL_SIDES).to(dtype))
     for z, hinge in zip(rc.SPECIAL, rc.SPECIAL_HINGES):
@@ -70,7 +72,11 @@ def test_special_values():
         torch.testing.assert_close(found, torch.stack([torch.tensor(2.0), hinge]), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", rc.ACTIVATIONS)
+def test_kinks_are_not_rounded():
+    rc.assert_kinks_are_not_rounded()
+
+
+@pytest.mark.parametrize("name", [*rc.SOME, "prelu of channels, kink at 0.5"])
 def test_derivatives_of_first_and_second_order(name):
     tensors = [t.requires_grad_() for t in rc.inputs(name, (2, 3, 2), 2, (torch.float64, torch.float64))]
 
@@ -81,19 +87,15 @@ def test_derivatives_of_first_and_second_order(name):
     torch.autograd.gradgradcheck(function, tensors)
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)])
-@pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("by_channel", [True, False])
-def test_opcheck(by_channel, store, dtypes):
-    z, tangents, slope = (t.requires_grad_() for t in rc.inputs("prelu of channels", (2, 3, 4), 2, dtypes))
-    slope = slope if by_channel else None
-    for t in (tangents.flatten(1), tangents.detach().flatten(1).T.contiguous().T.requires_grad_()):
-        args = (z.flatten().detach().requires_grad_(), t.detach().requires_grad_(), slope)
-        torch.library.opcheck(torch.ops.llr_fast.roll_activation.default, (*args, 0.1, 0.0, math.inf, 4, store))
-        code = torch.randint(0, 3, (24,), dtype=torch.int8)
-        given = (torch.randn(24), t.detach() if store else None, torch.ones(2), t.detach(), code)
-        below = None if slope is None else slope.detach()
-        torch.library.opcheck(torch.ops.llr_fast.roll_activation_backward.default, (*given, below, 0.1, 4))
+@pytest.mark.parametrize("name,store", [("prelu of channels", True), ("bent", False)])
+def test_opcheck(name, store):
+    """Also of tangents that lie side by side in memory, in another type than z."""
+    args = rc.arguments(name, *rc.inputs(name, (2, 3, 4), 2, (torch.float32, torch.bfloat16)), store=store)
+    args = (args[0], args[1].T.contiguous().T, *args[2:])
+    found = torch.ops.llr_fast.roll_activation(*args)
+    torch.library.opcheck(torch.ops.llr_fast.roll_activation_backward.default, rc.backward_arguments(args, *found))
+    args = tuple(t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
+    torch.library.opcheck(torch.ops.llr_fast.roll_activation.default, args)
 
 
 def test_compiled():

@@ -25,27 +25,28 @@ def roll_activation(
     store: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype))
-    piece = (z > lower).to(torch.int8) + (z > upper).to(torch.int8)
-    offset = z.to(wide) - lower
+    wide_z = z.to(wide)  # against numbers in low precision, kinks would be rounded to it
+    piece = (wide_z > lower).to(torch.int8) + (wide_z > upper).to(torch.int8)
+    offset = wide_z - lower
     if math.isfinite(upper):
-        of_upper = z.to(wide) - upper
+        of_upper = wide_z - upper
         offset = torch.where(of_upper.abs() < offset.abs(), of_upper, offset)
     near = offset.abs() < 1
     hinges = torch.where(near, 1 - offset.abs(), offset - offset)
     sums = torch.stack([tangents.to(wide).square().sum(), hinges.sum()])
-    out = z.clamp(lower, upper) if below == 0 and slope is None else _bent(z, slope, below, lower, upper, inner, wide)
+    out = (
+        wide_z.clamp(lower, upper) if below == 0 and slope is None else _bent(wide_z, slope, below, lower, upper, inner)
+    )
     code = piece + 4 * (near & (offset > 0)).to(torch.int8) + 8 * (near & (offset < 0)).to(torch.int8)
     masked = tangents.new_empty(0)
     if store:
         masked = (tangents * _slopes(piece, slope, below, inner, wide).to(tangents.dtype)).contiguous()
-    return out, masked, sums, code
+    return out.to(z.dtype).contiguous(), masked, sums, code
 
 
-def _bent(
-    z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int, wide: torch.dtype
-) -> Tensor:
-    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner, wide) * (z - lower)
-    return torch.where(z > lower, z.clamp_max(upper), bent).to(z.dtype)
+def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int) -> Tensor:
+    bent = lower + _slopes(torch.zeros_like(z), slope, below, inner, z.dtype) * (z - lower)
+    return torch.where(z > lower, z.clamp_max(upper), bent)
 
 
 def _slopes(piece: Tensor, slope: Tensor | None, below: float, inner: int, wide: torch.dtype) -> Tensor:
