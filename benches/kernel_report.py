@@ -12,6 +12,7 @@ from benches import offline
 from llr_fast.ops.gram_linear.triton import launch_gram_linear, launch_gram_linear_backward
 from llr_fast.ops.margin_reduce.triton import launch_margin_reduce
 from llr_fast.ops.masked_linear.triton import launch_masked_linear, launch_masked_linear_backward
+from llr_fast.ops.roll_activation.triton import launch_roll_activation, launch_roll_activation_backward
 from llr_fast.ops.tangent_activation.triton import launch_tangent_activation, launch_tangent_activation_backward
 
 # Dense peaks of the SXM parts from the vendor's data sheets: bytes/s, float32 and bfloat16 operations/s.
@@ -23,8 +24,9 @@ REGISTERS, WARPS, SHARED = 65536, 64, 228 << 10  # of a multiprocessor of sm_90
 class Case:
     """An operator at a size small enough to emulate, and at one of practical interest for the floors.
 
-    sizes are [K, B, n], [K, B, I, O], [B, n, O] or [B, n]; `call` launches it, `work` gives the elements that counts
-    are divided by, the bytes that must move, in units of the dtype, and the floating-point operations.
+    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n] or [K, n]; `call` launches it, `work` gives the elements that
+    counts are divided by, the bytes that must move, in units of the dtype, and the floating-point operations; `codes`
+    gives the bytes of other numbers.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Case:
     full: tuple[int, ...]
     call: Callable
     work: Callable
+    codes: Callable = lambda *sizes: 0
 
 
 def randn(dtype, *shape):
@@ -71,6 +74,16 @@ def gram_backward(dtype, B, n, O):
     return launch_gram_linear_backward(d_out, torch.randn(B, O), gram, slope, weight, True, False, True)
 
 
+def roll_forward(dtype, K, n):
+    return launch_roll_activation(randn(dtype, n), randn(dtype, K, n), None, None, 0.0, 0.0, math.inf, 1, True)
+
+
+def roll_backward(dtype, K, n):
+    code = torch.randint(0, 3, (n,), dtype=torch.int8)
+    gradients = randn(dtype, n), randn(dtype, K, n), torch.ones(2)
+    return launch_roll_activation_backward(*gradients, randn(dtype, K, n), code, None, None, 0.0, 1)
+
+
 LAYERS: list[torch.Tensor] = []  # the kernel finds them through addresses in memory, and the emulator through this
 
 
@@ -98,6 +111,10 @@ CASES = [
          lambda B, n, O: (B * O * O, B * (2 * n * n + O * O + 3 * O * n), B * O * n * (2 * O + 3 * n))),
     Case("margin_reduce", (2, 2048), (1, 1_150_000), margins,
          lambda B, n: (2 * B * n, 4 * B * n, 2 * B * n)),
+    Case("roll_activation", (1, 16384), (1, 12_845_056), roll_forward,
+         lambda K, n: (K * n, 2 * (K + 1) * n, 3 * K * n + 8 * n), lambda K, n: n),
+    Case("roll_activation backward", (1, 16384), (1, 12_845_056), roll_backward,
+         lambda K, n: (K * n, (3 * K + 2) * n, 4 * K * n + 3 * n), lambda K, n: n),
 ]  # fmt: skip
 HEADER = (
     "operator", "dtype", "kernels", "registers", "shared KiB", "occupancy", "matrix instr/1k", "instr/element",
@@ -127,8 +144,9 @@ def row(case: Case, dtype: torch.dtype) -> list[str]:
     traffic = [t for s in stats for t in s.traffic.values()]
     instructions, matrix = sum(s.total_instructions for s in stats), sum(s.mma_count for s in stats)
     _, units, operations = case.work(*case.full)
+    must_move = units * dtype.itemsize + case.codes(*case.full)
     floors = [
-        1e6 * max(units * dtype.itemsize / bandwidth, operations / (bf16 if dtype == torch.bfloat16 else fp32))
+        1e6 * max(must_move / bandwidth, operations / (bf16 if dtype == torch.bfloat16 else fp32))
         for bandwidth, fp32, bf16 in CHIPS.values()
     ]
     return [
@@ -152,8 +170,8 @@ def main() -> None:
         "\nCounted and calculated; nothing here was timed, and no GPU was used.\n"
         "Registers, shared memory and occupancy: compiled for sm_90, one figure for each kernel of the operator.\n"
         "Instructions of threads, matrix instructions of warps and 32-byte sectors: counted while emulating sm_80\n"
-        "code at a small size, per element of [K, B, n], of the output, or of W G for the diagonal; all sectors\n"
-        "requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the requests beyond those.\n"
+        "code at a small size, per element of [K, B, n] or [K, n], of the output, or of W G for the diagonal; all\n"
+        "sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
         "Last columns: at the full size no kernel can take less, by the vendor's peaks of memory and arithmetic."
     )
 

@@ -6,12 +6,14 @@ import os
 import pytest
 import torch
 from ops import operator_cases as oc
+from ops import roll_activation_cases as rc
 
 pytest.importorskip("triton")
 from benches import offline
 from llr_fast.ops.gram_linear import triton as gram
 from llr_fast.ops.margin_reduce import triton as margin
 from llr_fast.ops.masked_linear import triton as linear
+from llr_fast.ops.roll_activation import triton as roll
 from llr_fast.ops.tangent_activation import triton as tangent
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,6 +26,14 @@ TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16) for shared in (1, 16)]
 PRODUCTS, GRAMS = [(1, 16, 16, 64, 64), (4, 64, 64, 64, 64)], [(16, 16, 64, 64), (16, 1, 64, 64)]
 # Rows whose length is no multiple of 16 but of 4 or of 1, which Triton compiles in other ways.
 NARROW_PRODUCTS, NARROW_GRAMS = [(66, 16, 16, 300, 300), (18, 16, 16, 37, 37)], [(2, 2, 37, 37)]
+
+# One direction or several, with and without what follows the activation; of the last, tangents are of another type.
+ROLLS = [
+    ("relu", (4, 64, 16, 16), 1, True),
+    ("bent", (4, 64, 16, 16), 4, False),
+    ("prelu of channels", (3, 7, 5, 5), 4, True),
+]
+OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float64: torch.float32}
 
 
 def configurations(dtype: torch.dtype) -> list[offline.Launch]:
@@ -59,6 +69,10 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
     layers = oc.layer_inputs((4, (64, 2048)), dtype)
     run(margin, "margin_reduce", *layers)
     run(margin, "smallest_bounds", *layers, 3)
+    for (*sizes, store), of_tangents in zip(ROLLS, (dtype, dtype, OTHER[dtype])):
+        args = rc.arguments(sizes[0], *rc.inputs(*sizes, (dtype, of_tangents)), store=store)
+        out, masked, sums, code = run(roll, "roll_activation", *args)
+        run(roll, "roll_activation_backward", *rc.backward_arguments(args, out, masked, sums, code))
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ Sizes that are no multiple of 16 make Triton compile another variant, with narro
 import pytest
 import torch
 from ops import operator_cases as oc
+from ops import roll_activation_cases as rc
 
 pytest.importorskip("triton")
 from benches import offline
@@ -19,6 +20,8 @@ from llr_fast.ops.margin_reduce import reference as margin_reference
 from llr_fast.ops.margin_reduce import triton as margin
 from llr_fast.ops.masked_linear import reference as linear_reference
 from llr_fast.ops.masked_linear import triton as linear
+from llr_fast.ops.roll_activation import reference as roll_reference
+from llr_fast.ops.roll_activation import triton as roll
 from llr_fast.ops.tangent_activation import reference as tangent_reference
 from llr_fast.ops.tangent_activation import triton as tangent
 
@@ -291,3 +294,70 @@ def test_margin_reduce(shape, dtypes):
     found, _ = run(margin.launch_smallest_bounds, distances, norms, 3, reachable=(*distances, *norms))
     for a, b in zip(found, margin_reference.smallest_bounds(distances, norms, 3), strict=True):
         assert torch.equal(a, b)
+
+
+def run_rolls(name, shape, directions, dtypes, store):
+    """The arguments and the results of both launches, whose values are checked, with their statistics."""
+    args = rc.arguments(name, *rc.inputs(name, shape, directions, dtypes), store=store)
+    coarser = max(dtypes, key=oc.TOLERANCE.__getitem__)
+    found, stats = check(roll.launch_roll_activation, roll_reference.roll_activation, args, coarser)
+    assert torch.equal(found[3], roll_reference.roll_activation(*args)[3])
+    given = rc.backward_arguments(args, *map(cotangent, found[:3]), found[3])
+    gradients, backward = check(
+        roll.launch_roll_activation_backward, roll_reference.roll_activation_backward, given, coarser
+    )
+    assert len(stats) == len(backward) == 1
+    return args, found, given, gradients, stats, backward
+
+
+@pytest.mark.parametrize(
+    "name,directions,dtypes,store",
+    [
+        ("relu", 1, (torch.float32, torch.float32), True),
+        ("relu", 1, (torch.bfloat16, torch.bfloat16), True),
+        ("relu6", 1, (torch.float32, torch.bfloat16), True),
+        ("leaky_relu", 3, (torch.bfloat16, torch.float32), True),
+        ("hardtanh, kinks at 0.1 and 0.7", 1, (torch.float64, torch.float64), True),
+        ("clamp from above", 3, (torch.float16, torch.float16), False),
+        ("prelu of channels", 3, (torch.bfloat16, torch.bfloat16), True),
+    ],
+)
+def test_roll_activation(name, directions, dtypes, store):
+    shape = (4, 8, 16, 16)
+    args, found, given, gradients, stats, backward = run_rolls(name, shape, directions, dtypes, store)
+    large = ("p_z", "p_tangents", "p_out", "p_masked", "p_code", "p_d_out", "p_d_masked", "p_d_z", "p_d_tangents")
+    assert_coalesced([*stats, *backward], *large)
+    assert_moves(stats, size(*args[:3], *found))
+    assert_moves(backward, size(*given[:6], *gradients))
+    # No byte of them is asked for twice.
+    for s, tensors in ((stats, (*args[:2], *found[:2], found[3])), (backward, (*given[:2], *given[3:5], *gradients))):
+        assert 32 * sum(t.sectors for (_, name), t in s[0].traffic.items() if name in large) == size(*tensors)
+
+
+@pytest.mark.parametrize(
+    "name,shape,directions,dtype",
+    [
+        ("relu", (1, 1), 1, torch.float32),
+        ("bent", (3, 7, 5, 23), 3, torch.bfloat16),
+        ("prelu of channels, kink at 0.5", (3, 601), 2, torch.float64),
+        ("prelu of channels", (1, 2, 35, 37), 1, torch.bfloat16),
+    ],
+)
+def test_roll_activation_of_odd_sizes(name, shape, directions, dtype):
+    run_rolls(name, shape, directions, (dtype, dtype), True)
+
+
+@pytest.mark.parametrize("value,below", [(-torch.inf, 0.0), (torch.inf, 0.5), (torch.nan, 0.0), (torch.nan, 0.5)])
+def test_roll_activation_of_special_values(value, below):
+    """One at a time, for the emulator takes NaN of different bits for different values."""
+    z = torch.cat([rc.SPECIAL[rc.SPECIAL.isfinite()], torch.tensor([value])])
+    tangents = torch.ones(1, len(z))
+    args = (z, tangents, None, None, below, 0.0, 1.0, 1, True)
+    given = (torch.ones_like(z), tangents, torch.ones(2), tangents, None, None, below, 1)
+    for launcher, reference in (
+        (roll.launch_roll_activation, roll_reference.roll_activation),
+        (roll.launch_roll_activation_backward, roll_reference.roll_activation_backward),
+    ):
+        found, wanted = run(launcher, *args)[0], reference(*args)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+        args = (*given[:4], wanted[-1], *given[4:])

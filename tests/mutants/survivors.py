@@ -104,8 +104,8 @@ SURVIVORS = (
     Mutant(
         "same-directions-choose-and-score",
         "llr_fast/losses/roll.py",
-        "        if sampled is not None:\n            squares = self._squares(step, sampled)\n",
-        "",
+        "squares if sampled is None else self._squares(step, sampled), 1)",
+        "squares, 1)",
         "gamma = 0, all norms 1: a penalty of 11.7 for 1",
         ("tests/losses/test_roll.py::test_other_directions_choose_than_score",),
     ),

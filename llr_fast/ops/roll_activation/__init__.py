@@ -122,7 +122,7 @@ def _fake_backward(d_out, d_masked, d_sums, tangents, code, factor, slope, below
 
 
 def _save(ctx, inputs, output):
-    z, tangents, factor, slope, ctx.below, _, _, ctx.inner, ctx.store = inputs
+    z, tangents, factor, slope, ctx.below, ctx.lower, _, ctx.inner, ctx.store = inputs
     ctx.dtype = z.dtype
     ctx.save_for_backward(tangents, output[3], factor, slope, None if slope is None else z)
 
@@ -136,12 +136,13 @@ def _backward(ctx, run, d_out, d_masked, d_sums, _):
     d_z, d_tangents, d_factor = run("roll_activation_backward", *args)
     d_slope = None
     if slope is not None and ctx.needs_input_grad[3]:
-        by_slope = d_out * z
+        by_slope = d_out * (z - ctx.lower)
         if d_masked is not None:
             scaled = tangents if factor is None else tangents * by_channel(factor, ctx.inner, z.numel())
             by_slope = by_slope + (d_masked * scaled).sum(0)
         by_slope = torch.where(code & 3 == 0, by_slope, 0)
-        d_slope = by_slope.view(-1, slope.numel(), ctx.inner).sum((0, 2)) if slope.numel() > 1 else by_slope.sum()
+        inner = ctx.inner if slope.numel() > 1 else z.numel()
+        d_slope = by_slope.view(-1, slope.numel(), inner).sum((0, 2)) if z.numel() else torch.zeros_like(slope)
         d_slope = d_slope.view(slope.shape).to(slope.dtype)
     return d_z, d_tangents, None if factor is None else d_factor, d_slope, None, None, None, None, None
 

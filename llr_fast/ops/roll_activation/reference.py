@@ -26,20 +26,22 @@ def roll_activation(
     store: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype))
-    piece = (z > lower).to(torch.int8) + (z > upper).to(torch.int8)
-    offset = z.to(wide) - lower
+    wide_z = z.to(wide)  # against numbers in low precision, kinks would be rounded to it
+    piece = (wide_z > lower).to(torch.int8) + (wide_z > upper).to(torch.int8)
+    offset = wide_z - lower
     if math.isfinite(upper):
-        of_upper = z.to(wide) - upper
+        of_upper = wide_z - upper
         offset = torch.where(of_upper.abs() < offset.abs(), of_upper, offset)
     near = offset.abs() < 1
     hinges = torch.where(near, 1 - offset.abs(), offset - offset)
     if factor is not None:
         tangents = (tangents * by_channel(factor, inner, z.numel())).to(tangents.dtype)
     sums = torch.stack([tangents.to(wide).square().sum(), hinges.sum()])
-    out = z.clamp(lower, upper) if below == 0 and slope is None else _bent(z, slope, below, lower, upper, inner)
+    is_flat = below == 0 and slope is None
+    out = wide_z.clamp(lower, upper) if is_flat else _bent(wide_z, slope, below, lower, upper, inner)
     code = piece + 4 * (near & (offset > 0)).to(torch.int8) + 8 * (near & (offset < 0)).to(torch.int8)
     masked = tangents * _slopes(piece, slope, below, inner, tangents.dtype) if store else tangents.new_empty(0)
-    return out, masked, sums, code
+    return out.to(z.dtype), masked, sums, code
 
 
 def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int) -> Tensor:
@@ -49,8 +51,8 @@ def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: fl
 
 def by_channel(numbers: Tensor, inner: int, n: int) -> Tensor:
     """[n]: the number [C] of each neuron's channel."""
-    if numbers.numel() == 1:
-        return numbers.view(1).expand(n)
+    if numbers.numel() == 1 or n == 0:
+        return numbers.flatten()[:1].expand(n) if n else numbers[:0].flatten()
     return numbers.view(-1, 1).expand(numbers.numel(), inner).flatten().repeat(n // (numbers.numel() * inner))
 
 
