@@ -181,7 +181,7 @@ def test_every_instruction_set(isa):
         pytest.skip(f"this machine has no {isa}")
     assert probe.stdout.strip() == isa
     folder = Path(__file__).parent
-    files = [folder / name for name in ("test_native.py", "test_gram_norms.py", "test_roll.py")]
+    files = [folder / name for name in ("test_native.py", "test_gram_norms.py", "test_roll_operators.py")]
     command = [
         sys.executable,
         "-m",
