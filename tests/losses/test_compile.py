@@ -3,9 +3,10 @@
 import networks
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 import llr_fast
 
@@ -125,6 +126,22 @@ def test_in_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(results(step, loss, x), results(step_of(loss), loss, x), rtol=2e-2, atol=2e-2)
     assert counter.frame_count == 1
+
+
+def test_data_parallelism_around_a_compiled_loss(tmp_path):
+    """Dynamo does not trace DistributedDataParallel itself, around no model: one graph inside, or one break around."""
+    model, x = pooled()
+    loss = llr_fast.ROLLLoss(model, estimator="rademacher")
+    expected = results(step_of(loss), loss, x)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        inside = DistributedDataParallel(torch.compile(loss, backend="aot_eager", fullgraph=True))
+        around = torch.compile(step_of(DistributedDataParallel(loss)), backend="aot_eager")
+        for step in (step_of(inside), around):
+            torch.testing.assert_close(results(step, loss, x), expected, rtol=1e-9, atol=1e-12)
+    finally:
+        del inside, around, step
+        distributed.destroy_process_group()
 
 
 def test_compiled_loss_and_evaluation():
