@@ -85,19 +85,23 @@ def check_not_distributed(model: nn.Module) -> None:
     Raises ValueError where the model or a part of it is wrapped or sharded, or is one of the copies that DataParallel
     makes for several devices, whose parameters are no leaves.
     """
+    kinds = tuple(filter(None, (getattr(sys.modules.get(p), kind, None) for p, kind, _ in _DISTRIBUTING.values())))
     for path, module in model.named_modules():
+        is_copy = getattr(module, "_is_replica", False)
+        if not is_copy and not isinstance(module, kinds):
+            continue
         where = f"its module {path!r}" if path else "it"
+        if is_copy:
+            raise ValueError(
+                f"model: {where} is a copy that DataParallel made for one of several devices; use "
+                "DistributedDataParallel(Loss(model)) in a process for each"
+            )
         for how, (package, kind, around) in _DISTRIBUTING.items():
             if isinstance(module, getattr(sys.modules.get(package), kind, ())):
                 raise ValueError(
                     f"model: {where} is wrapped by {how}; wrap the loss instead, {around}(Loss(model)), and nothing "
                     "inside it"
                 )
-        if getattr(module, "_is_replica", False):
-            raise ValueError(
-                f"model: {where} is a copy that DataParallel made for one of several devices; use "
-                "DistributedDataParallel(Loss(model)) in a process for each"
-            )
 
 
 def check_input(model: nn.Module, x: Any, name: str = "x") -> None:

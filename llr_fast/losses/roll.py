@@ -198,9 +198,14 @@ class ROLLLoss(Loss):
 
     def _check_schedule(self) -> None:
         check_choice("estimator", self.estimator, ESTIMATORS)
-        self.samples, self.every = check_count("samples", self.samples), check_count("every", self.every)
-        self.lam, self.C = check_range("lam", self.lam, 0), check_range("C", self.C, 0)
-        self.gamma = check_range("gamma", self.gamma, 0, 100)
+        for name in ("samples", "every"):
+            self._become(name, check_count(name, getattr(self, name)))
+        for name, most in (("lam", math.inf), ("C", math.inf), ("gamma", 100)):
+            self._become(name, check_range(name, getattr(self, name), 0, most))
+
+    def _become(self, name: str, value: Any) -> None:
+        if getattr(self, name) is not value:  # to set an attribute of a module takes long
+            setattr(self, name, value)
 
 
 def _mean_of_top(choosing: Tensor, brackets: Tensor, gamma: Number) -> Tensor:
