@@ -33,6 +33,7 @@ def _prepare(_: Any) -> None:
 
 
 def _penalised(loss: Any, schedule: Tensor, x: Tensor) -> tuple[Any, Tensor]:
+    x = x.view([int(size) for size in x.shape])  # no variables, which not all that is traced takes: a graph for each
     lam, C, gamma = schedule.to(x.device).unbind()
     dtype = accumulation_dtype(x.dtype)
     found: tuple[Any, Tensor] = loss.penalised(x, lam.to(dtype), C.to(dtype), gamma)

@@ -99,6 +99,17 @@ def test_options_on_a_schedule_compile_nothing_anew():
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("estimator", ["rademacher", "axis", "exact"])
+def test_batches_of_other_sizes(estimator):
+    """As the last one of an epoch; each shape is a graph of its own at most."""
+    model, x = pooled()
+    loss = llr_fast.ROLLLoss(model, estimator=estimator)
+    step, counter = compiled(loss)
+    for part in (x, x[:2], torch.cat([x, x]), x):
+        torch.testing.assert_close(results(step, loss, part), results(step_of(loss), loss, part), rtol=1e-9, atol=1e-12)
+    assert counter.frame_count <= 3
+
+
 def test_lazy_steps_are_two_graphs():
     model, x = pooled()
     loss = llr_fast.ROLLLoss(model, estimator="rademacher", every=3)
