@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,8 +55,8 @@ def steps_of(model: nn.Module) -> list[Step] | None:
             steps.append(_RAMPS[type(module)](module))
         elif type(module) is not nn.Sequential:
             return None
-    numbers = [number.sum() for step in steps if isinstance(step, Affine) for number in (step.weight, step.bias)]
-    if numbers and not torch.stack(numbers).sum().isfinite():
+    numbers = [number for step in steps if isinstance(step, Affine) for number in (step.weight.sum(), step.bias.sum())]
+    if not math.isfinite(sum(numbers)):
         return None
     return steps[: max((i + 1 for i, step in enumerate(steps) if isinstance(step, Ramp)), default=0)]
 
@@ -148,11 +149,10 @@ class Subdivision:
 
     def _lines(self, rows: Tensor, kink: float) -> Tensor:
         """[3, P, n], for `cut_polygons`; none of neurons that stay on the kink."""
-        lines = rows[:3]
+        lines, noise = rows[:3], rows[3]
         if kink:
-            lines = torch.cat([lines[:2], lines[2:] - kink])
-        along_picture = (row * size for row, size in zip(lines, self._size))
-        on = cannot_leave(lines[2], along_picture, rows[3].abs() + abs(kink))
+            lines, noise = torch.cat([lines[:2], lines[2:] - kink]), noise.abs() + abs(kink)
+        on = cannot_leave(lines[2], (row * size for row, size in zip(lines, self._size)), noise)
         return lines.masked_fill(on, 0.0) if on.any() else lines
 
 

@@ -85,8 +85,8 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
         progress: whether long work shows a progress bar.
 
     Returns:
-        One tensor [V, 2] of vertices for each region, in order around it; float64 on the CPU. They may be
-        views of one tensor.
+        One tensor [V, 2] of vertices for each region, in order around it; float64 on the CPU. They may
+        share one tensor's memory.
 
     Raises:
         ValueError: the rectangle is empty; and as `margin`.
