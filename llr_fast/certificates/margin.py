@@ -204,11 +204,15 @@ def _enclosed(
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
     enclosed = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
     found, undecided = enclosed.nearest, enclosed.undecided
-    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
-    names = [layer.name for layer in frozen.layers]
-    return Margin(
-        *(found.value, found.layer, found.neuron, offset, found.gradient, names),
-        *(torch.full_like(undecided[:, 0], exact, dtype=torch.bool), p),
+    if found is None:
+        plain = _of_part(model, x, p, method, failure_probability, dtype, generator)
+    else:
+        offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
+        sure = torch.full_like(found.value, exact, dtype=torch.bool)
+        names = [layer.name for layer in frozen.layers]
+        plain = Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+    return replace(
+        plain,
         lower=enclosed.lower,
         upper=enclosed.upper,
         proven=undecided[:, 0] < 0,

@@ -130,6 +130,30 @@ def test_unproven_signs_are_named():
     assert 0 < found.lower[1] <= 6 / 3**0.5 <= found.upper[1]
 
 
+def test_behind_an_unproven_sign_nothing_is_concluded():
+    """The kink of the second layer is nearer, but whether it is there is not known."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[0].bias.fill_(2.0**-60)
+        model[2].weight.fill_(1.0), model[2].bias.fill_(2.0**-70)
+    x = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    found = llr_fast.margin(model, x, rigorous=True)
+    assert found.unproven == [(0, 0)] and found.lower == 0 and 2.0**-60 / 2**0.5 <= found.upper < 1e-14
+    assert found.value == llr_fast.margin(model, x).value
+
+
+def test_deep_networks_are_enclosed_or_named():
+    model, x = dense([6, *[24] * 40, 2], 1)
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(6**0.5)  # so that values keep their size
+    found = llr_fast.margin(model, x, rigorous=True)
+    assert (found.lower <= found.value).all() and ((found.lower == 0) | found.proven).all()
+    assert [u is None for u in found.unproven] == found.proven.tolist()
+    assert torch.equal(found.value, llr_fast.margin(model, x).value)
+
+
 def test_no_kinks():
     found = llr_fast.margin(nn.Linear(3, 2), torch.ones(2, 3), rigorous=True)
     assert found.lower.isinf().all() and found.upper.isinf().all() and found.proven.all()

@@ -32,38 +32,56 @@ class Bounds(Protocol):
 
 @dataclass
 class Enclosure:
-    """Of the margins of B samples, [B]: see `Margin`; and the neuron that decides each."""
+    """Of the margins of B samples, [B]: see `Margin`; and the nearest neurons, where these were all found."""
 
     lower: Tensor
     upper: Tensor
-    undecided: Tensor  # [B, 2]: layer and neuron of the first unproven sign; -1 where all are
-    nearest: Nearest
+    undecided: Tensor  # [B, 2]: layer and neuron of the first unproven sign; -1 where all are proven
+    nearest: Nearest | None
 
 
 @torch.no_grad()
 def enclose(frozen: Frozen, bounds: Bounds, q: float) -> Enclosure:
-    """All signs that the bounds do not prove, and all neurons that may be the nearest, are computed one by one."""
+    """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone."""
     distances = frozen.distances
     sure = [(d * _DOWN - e).clamp_min(0) for d, e in zip(distances, bounds.errors, strict=True)]
     # A neuron without gradient bounds no region, but its sign may be in doubt.
-    left = [
-        n.masked_fill((n == 0) & (s == 0) & (e > 0), torch.finfo(torch.float64).tiny)
-        for n, s, e in zip(bounds.norms, sure, bounds.errors, strict=True)
-    ]
+    open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, bounds.norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
-    for _ in range(0, MOST, CANDIDATES):
+    left = _prove_signs(found, bounds, distances, open_signs)
+    for done in range(0, MOST, CANDIDATES):
         lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, CANDIDATES))
         for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
-            open_ = (at_least < found.lower) & (at_layer >= 0)
-            if not open_.any():
-                return found.enclosure()
-            at_layer = at_layer.masked_fill(~open_, -1)
+            settled = (at_least >= found.nearest.value) | (at_layer < 0)
+            enough = settled | (found.undecided[:, 0] >= 0) | ((at_least >= found.lower) & (done > 0))
+            if enough.all():
+                return found.enclosure(bool(settled.all()))
+            at_layer = at_layer.masked_fill(enough, -1)
             found.take(at_layer, at_neuron, distances, *bounds.of_neurons(at_layer, at_neuron))
         left = [_without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
-    found.give_up(
-        smallest_bounds(sure, left, 1)[0][:, 0], [(s == 0) & (n > 0) for s, n in zip(sure, left, strict=True)]
-    )
-    return found.enclosure()
+    found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
+    return found.enclosure(False)
+
+
+def _prove_signs(found: _Found, bounds: Bounds, distances: list[Tensor], open_signs: list[Tensor]) -> list[Tensor]:
+    """Computes neurons of open signs one by one, in the order of layers, up to the first that cannot be proven.
+
+    Returns the norms of all neurons that were not computed.
+    """
+    left = list(bounds.norms)
+    for index, signs in enumerate(open_signs):
+        signs = signs.clone()
+        for _ in range(MOST):
+            rows = signs.any(1) & (found.undecided[:, 0] < 0)
+            if not rows.any():
+                break
+            neuron = signs.int().argmax(1)
+            layer = torch.full_like(neuron, index).masked_fill(~rows, -1)
+            found.take(layer, neuron, distances, *bounds.of_neurons(layer, neuron))
+            signs = signs.scatter(1, neuron.unsqueeze(1), False)
+            left[index] = _without(left[index], rows.unsqueeze(0), neuron.unsqueeze(0))
+        found.doubt(signs.any(1) & (found.undecided[:, 0] < 0), torch.full_like(found.undecided[:, 0], index), signs)
+    return left
 
 
 class _Found:
@@ -76,9 +94,9 @@ class _Found:
         none = torch.full_like(infinite, -1, dtype=torch.long)
         self.lower = infinite.clone()
         self._upper = infinite.repeat(self._layers, 1)  # of the neurons of each layer, [L, B]
-        self._undecided = torch.stack([none.clone(), none.clone()], 1)
+        self.undecided = torch.stack([none.clone(), none.clone()], 1)
         zero = torch.zeros_like(frozen.x, dtype=torch.float64)
-        self._nearest = Nearest(infinite.clone(), none.clone(), none.clone(), zero)
+        self.nearest = Nearest(infinite.clone(), none.clone(), none.clone(), zero)
 
     def take(
         self, layer: Tensor, neuron: Tensor, distances: list[Tensor], gradient: Tensor, error: Tensor, of_norm: Tensor
@@ -99,30 +117,26 @@ class _Found:
         place = layer.clamp_min(0).unsqueeze(0)
         upper = torch.minimum(self._upper.gather(0, place)[0], upper.masked_fill(~some, math.inf))
         self._upper.scatter_(0, place, upper.unsqueeze(0))
-        self._doubt(doubtful, layer, neuron)
+        first = doubtful & (self.undecided[:, 0] < 0)
+        self.undecided[first] = torch.stack([layer, neuron], 1)[first]
         self._keep_nearest(layer, neuron, (distance / norm).masked_fill((norm == 0) | ~some, math.inf), gradient)
 
-    def give_up(self, lowest: Tensor, unproven: list[Tensor]) -> None:
-        """Leaves the rest to its bounds: none allows less than `lowest` [B]; these signs [B, n] are not proven."""
-        self.lower = torch.minimum(self.lower, lowest)
-        for index, of_layer in enumerate(unproven):
-            self._doubt(of_layer.any(1), torch.full_like(self._undecided[:, 0], index), of_layer.int().argmax(1))
-
-    def _doubt(self, doubtful: Tensor, layer: Tensor, neuron: Tensor) -> None:
-        first = doubtful & ((self._undecided[:, 0] < 0) | (layer < self._undecided[:, 0]))
-        self._undecided[first] = torch.stack([layer, neuron], 1)[first]
+    def doubt(self, doubtful: Tensor, layer: Tensor, signs: Tensor) -> None:
+        """Names a neuron of open sign in this layer, for samples [B] that have more of them than are computed."""
+        self.undecided[doubtful] = torch.stack([layer, signs.int().argmax(1)], 1)[doubtful]
+        self.lower[doubtful] = 0.0
 
     def _keep_nearest(self, layer: Tensor, neuron: Tensor, value: Tensor, gradient: Tensor) -> None:
-        best, nearer = self._nearest, value < self._nearest.value
+        best, nearer = self.nearest, value < self.nearest.value
         best.value[nearer], best.gradient[nearer] = value[nearer], gradient[nearer]
         best.layer[nearer], best.neuron[nearer] = layer[nearer], neuron[nearer]
 
-    def enclosure(self) -> Enclosure:
+    def enclosure(self, settled: bool) -> Enclosure:
         """What a neuron behind an unproven sign says of the kink's distance from above is not proven."""
-        first = self._undecided[:, 0]
+        first = self.undecided[:, 0]
         layers = torch.arange(self._layers, device=first.device).unsqueeze(1)
         upper = self._upper.masked_fill((layers > first) & (first >= 0), math.inf).amin(0)
-        return Enclosure(self.lower, upper, self._undecided, self._nearest)
+        return Enclosure(self.lower, upper, self.undecided, self.nearest if settled else None)
 
 
 def _without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
