@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Windows
+from llr_fast.linearized.local import Sums
 from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -108,13 +109,25 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
         found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
         return found.masked_fill(dead, of_dead) if some_dead else found
 
+    def sum_of_both(t: Tensor) -> Tensor:
+        found = winning(t)[..., window] + t.flatten(2).gather(-1, losers)
+        return found.masked_fill(dead, 0.0) if some_dead else found
+
+    places = entries.size(1)
+
+    def back(each: int) -> int:
+        return int(each * entries[tables.real].bincount().amax()) if places else 0
+
     if window.numel():
-        ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
+        linearization = x.linearization.mapped(lead, absolute=sum_of_both)
+        value = lead(x.value, torch.finfo(flat.dtype).max)
+        ahead = x.replaced(value, linearization, sums=lambda: Sums(terms=1, back=back(places), once=True))
         piece = winner[..., window].to(torch.int16 if entries.size(1) <= 2**15 else torch.int32)
         slope = torch.ones_like(ahead.value, dtype=torch.bool)
         ahead.activated(function_name(function).removesuffix("_with_indices"), (0.0,), piece, slope)
     value = winning(x.value, -math.inf).unflatten(-1, shape)
-    return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)), exact=True)
+    linearization = x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape))
+    return x.replaced(value, linearization, exact=True, sums=lambda: Sums(back=back(1)))
 
 
 @dataclass(frozen=True)
