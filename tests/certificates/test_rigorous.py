@@ -16,6 +16,7 @@ from llr_fast.linearized import local
 
 LONG = np.longdouble
 NORMS = [1, 2, math.inf]
+REFUSED = {"rrelu", "decoder"}  # that have a function whose coefficients are rounded
 needs_80_bits = pytest.mark.skipif(np.finfo(LONG).eps > 1e-18, reason="long double is double here")
 
 
@@ -83,8 +84,8 @@ def test_networks_of_every_kind(name, p):
     try:
         found = llr_fast.margin(model, x, p, rigorous=True)
     except llr_fast.NotPiecewiseLinearError as error:
-        assert "rigorous=True" in str(error)
-        pytest.skip(str(error))
+        assert "rigorous=True" in str(error) and name in REFUSED
+        return
     torch.testing.assert_close(found.value, value)
     assert (found.lower <= value * (1 + 1e-9)).all() and (found.upper >= value * (1 - 1e-9)).all()
     assert (
