@@ -15,6 +15,7 @@ from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import Frozen, freeze
 from llr_fast.certificates.rigorous import assumptions
 from llr_fast.certificates.rigorous import bounds as rigorous_bounds
+from llr_fast.certificates.rigorous.enclosure import Enclosure
 from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
 from llr_fast.linearized.gram import Chain
 from llr_fast.linearized.torch_modes import as_written
@@ -148,9 +149,8 @@ def margin(
     evaluation.check(model, x, dtype)
     if rigorous:
         assumptions.check(x, dtype)
-    of_part = _enclosed if rigorous else _of_part
     parts = [
-        of_part(model, part, p, method, failure_probability, dtype, generator)
+        _of_part(model, part, p, method, failure_probability, dtype, generator, rigorous)
         for part in x.split(evaluation.samples_at_once(model, x, dtype))
     ]
     names = ("value", "layer", "neuron", "offset", "gradient", "exact", *(("lower", "upper", "proven") * rigorous))
@@ -167,12 +167,38 @@ def _of_part(
     failure_probability: float,
     dtype: torch.dtype,
     generator: torch.Generator | None,
+    rigorous: bool,
 ) -> Margin:
-    frozen, q = freeze(model, x, dtype), norms.dual(p)
+    frozen, q = freeze(model, x, dtype, bounds=rigorous), norms.dual(p)
     if not frozen.layers:
-        return _unbounded(x, p, dtype)
+        none = _unbounded(x, p, dtype)
+        if not rigorous:
+            return none
+        return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
     chain = frozen.chain() if p == 2 and method != "search" else None
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
+    enclosure = found = None
+    if rigorous:
+        enclosure = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
+        found = enclosure.nearest
+    if found is None:
+        found = _nearest(model, frozen, q, exact, chain, failure_probability, generator)
+    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
+    sure = torch.full_like(found.value, exact, dtype=torch.bool)
+    names = [layer.name for layer in frozen.layers]
+    margin = Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+    return margin if enclosure is None else _enclosed(margin, enclosure)
+
+
+def _nearest(
+    model: nn.Module,
+    frozen: Frozen,
+    q: float,
+    exact: bool,
+    chain: Chain | None,
+    failure_probability: float,
+    generator: torch.Generator | None,
+) -> search.Nearest:
     if exact:
         probe = Probe.fixed(frozen)
         upper = bounds.exact_norms(frozen, probe, q, None) if chain is None else bounds.by_gram(chain, probe)
@@ -180,43 +206,16 @@ def _of_part(
     else:
         probe = Probe.random(frozen, q, generator)
         upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
-    found = search.nearest(model, frozen, upper, probe, q)
-    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
-    sure = torch.full_like(found.value, exact, dtype=torch.bool)
-    names = [layer.name for layer in frozen.layers]
-    return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+    return search.nearest(model, frozen, upper, probe, q)
 
 
-def _enclosed(
-    model: nn.Module,
-    x: Tensor,
-    p: float,
-    method: Method,
-    failure_probability: float,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-) -> Margin:
-    frozen, q = freeze(model, x, dtype, bounds=True), norms.dual(p)
-    if not frozen.layers:
-        none = _unbounded(x, p, dtype)
-        return replace(none, lower=none.value, upper=none.value, proven=none.exact, unproven=[None] * len(x))
-    chain = frozen.chain() if p == 2 and method != "search" else None
-    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
-    enclosed = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
-    found, undecided = enclosed.nearest, enclosed.undecided
-    if found is None:
-        plain = _of_part(model, x, p, method, failure_probability, dtype, generator)
-    else:
-        offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
-        sure = torch.full_like(found.value, exact, dtype=torch.bool)
-        names = [layer.name for layer in frozen.layers]
-        plain = Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+def _enclosed(margin: Margin, by: Enclosure) -> Margin:
     return replace(
-        plain,
-        lower=enclosed.lower,
-        upper=enclosed.upper,
-        proven=undecided[:, 0] < 0,
-        unproven=[None if layer < 0 else (layer, neuron) for layer, neuron in undecided.tolist()],
+        margin,
+        lower=by.lower,
+        upper=by.upper,
+        proven=by.undecided[:, 0] < 0,
+        unproven=[None if layer < 0 else (layer, neuron) for layer, neuron in by.undecided.tolist()],
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 UNIT = 2.0**-53  # an operation's relative error, rounded to nearest
 SMALL = 2.0**-450  # what counts as at least as large does not underflow when two are multiplied, times UNIT either
 _LARGEST = torch.finfo(torch.float64).max
-_SLACK = 1 + 2.0**-20  # for the rounding of the bounds themselves, sums of less than 2**30 terms without cancellation
+SLACK = 1 + 2.0**-20  # for the rounding of the bounds themselves, sums of less than 2**30 terms without cancellation
 
 Absolute = Callable[..., Tensor]
 
@@ -67,7 +67,7 @@ class Sums:
         sums = absolute(*[size(x) for x in self.operands])
         if isinstance(self.constant, Tensor) or self.constant != 0:
             sums = sums + size(self.constant, value)
-        return (raised(sums) * (gamma(self.terms) * _SLACK)).expand(value.shape)
+        return (raised(sums) * (gamma(self.terms) * SLACK)).expand(value.shape)
 
 
 def ratio(value: Tensor, operand: Tensor) -> int:

@@ -58,6 +58,10 @@ class Entry:
         return self.modes.entered(torch.is_grad_enabled()) if self.modes else contextlib.nullcontext()
 
 
+# Takes an entry and its operands, a list that it may empty; returns the results.
+Step = Callable[[Entry, list[Directions]], Sequence[Directions]]
+
+
 @dataclass
 class Tape:
     """The operations of one evaluation, to be done to any directions; what is derived for them is of `dtype`.
@@ -106,39 +110,41 @@ class Tape:
 
         Directions are let go after their last use.
         """
-        last_use = {number: i for i, entry in enumerate(self.entries) for number in entry.operands}
-        known = {0: directions}
+        found: list[M] = []
+
+        def do(entry: Entry, operands: list[Directions]) -> Sequence[Directions]:
+            if not isinstance(entry.operation, Activated):
+                return entry.operation.apply(*operands)
+            result, at_activation = activate(operands.pop(), entry.operation.slope)
+            found.append(at_activation)
+            return [result]
+
+        steps = self._steps(directions, do)
         del directions
-        for i, entry in enumerate(self.up_to_last_activation()):
-            operands = [known[number] for number in entry.operands]
-            known = {number: value for number, value in known.items() if last_use[number] > i}
-            with entry.entered():
-                if isinstance(entry.operation, Activated):
-                    result, found = activate(operands.pop(), entry.operation.slope)
-                    results: Sequence[Directions] = [result]
-                    del result
-                else:
-                    results = entry.operation.apply(*operands)
-            del operands
-            known |= {number: value for number, value in zip(entry.results, results) if number in last_use}
-            del results
-            if isinstance(entry.operation, Activated):
-                yield found
+        for _ in steps:
+            while found:
+                yield found.pop()
 
-    def walk(self, start: Directions, do: Callable[[Entry, list[Directions]], Sequence[Directions]]) -> None:
-        """Has `do` compute the results of each operation, up to the last activation, from those of its operands.
+    def walk(self, start: Directions, do: Step) -> None:
+        """Has `do` compute the results of each operation, up to the last activation, from those of its operands."""
+        for _ in self._steps(start, do):
+            pass
 
-        Results are let go after their last use.
-        """
+    def _steps(self, start: Directions, do: Step) -> Iterator[None]:
+        """As `walk`, operation by operation. What was computed is let go after its last use."""
         entries = self.up_to_last_activation()
         last_use = {number: i for i, entry in enumerate(entries) for number in entry.operands}
         known = {0: start}
+        del start
         for i, entry in enumerate(entries):
             operands = [known[number] for number in entry.operands]
             known = {number: value for number, value in known.items() if last_use[number] > i}
             with entry.entered():
                 results = do(entry, operands)
+            del operands
             known |= {number: value for number, value in zip(entry.results, results) if number in last_use}
+            del results
+            yield
 
     def products(self) -> Iterator[tuple[int, list[Operation]]]:
         """Layers that are one product of the input with weights, up to factors: their number, and the operations."""

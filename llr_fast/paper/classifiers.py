@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from llr_fast import ROLLLoss
 from llr_fast.paper.datasets import Images
@@ -125,7 +125,9 @@ def accuracy(model: nn.Module, images: TensorDataset) -> float:
     return correct / len(images)
 
 
-def _batches(data: Dataset[tuple[Tensor, ...]], size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+def _batches(
+    data: Subset[tuple[Tensor, ...]] | TensorDataset, size: int, shuffle: bool = False
+) -> DataLoader[tuple[Tensor, ...]]:
     """Each read as a whole: to collect images one by one takes longer than a step of these networks."""
-    order = RandomSampler(data) if shuffle else SequentialSampler(data)  # type: ignore[arg-type]
+    order = RandomSampler(data) if shuffle else SequentialSampler(data)
     return DataLoader(data, batch_size=None, sampler=BatchSampler(order, size, drop_last=False))

@@ -16,12 +16,10 @@ from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.directions import Directions
-from llr_fast.linearized.local import gamma, raised
+from llr_fast.linearized.local import SLACK, gamma, raised
 from llr_fast.linearized.operations import Activated, Parts
 from llr_fast.linearized.tape import Entry, Tape
 from llr_fast.precision import full_precision
-
-SLACK = 1 + 2.0**-20
 
 
 class AbsoluteBounds:

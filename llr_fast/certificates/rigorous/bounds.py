@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous import gradients
 from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.certificates.rigorous.enclosure import Enclosure, enclose
 from llr_fast.linearized.gram import Chain
-
-
-@dataclass
-class _WithNorms:
-    """Bounds by absolute values, and of all gradient norms."""
-
-    absolute: AbsoluteBounds
-    errors: list[Tensor]
-    norms: list[Tensor]
-
-    def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.absolute.of_neurons(layer, neuron)
 
 
 def enclosed(
@@ -42,4 +27,4 @@ def enclosed(
         norms = gradients.by_gram(chain, absolute)
     else:
         norms = gradients.over_axes(frozen, q, absolute)
-    return enclose(frozen, _WithNorms(absolute, absolute.errors, norms), q)
+    return enclose(frozen, absolute, norms, q)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
+from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.certificates.search import Nearest, entries
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
@@ -18,16 +18,6 @@ from llr_fast.ops.margin_reduce import smallest_bounds
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
-
-
-class Bounds(Protocol):
-    """What is proven of every neuron, for each layer [B, n], and of chosen ones."""
-
-    errors: list[Tensor]
-    norms: list[Tensor]  # upper bounds
-
-    def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's."""
 
 
 @dataclass
@@ -41,14 +31,17 @@ class Enclosure:
 
 
 @torch.no_grad()
-def enclose(frozen: Frozen, bounds: Bounds, q: float) -> Enclosure:
-    """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone."""
+def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor], q: float) -> Enclosure:
+    """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone.
+
+    `gradient_norms` are upper bounds for each layer, [B, n].
+    """
     distances = frozen.distances
     sure = [(d * _DOWN - e).clamp_min(0) for d, e in zip(distances, bounds.errors, strict=True)]
     # A neuron without gradient bounds no region, but its sign may be in doubt.
-    open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, bounds.norms, bounds.errors, strict=True)]
+    open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
-    left = _prove_signs(found, bounds, distances, open_signs)
+    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs)
     for done in range(0, MOST, CANDIDATES):
         lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, CANDIDATES))
         for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
@@ -63,12 +56,18 @@ def enclose(frozen: Frozen, bounds: Bounds, q: float) -> Enclosure:
     return found.enclosure(False)
 
 
-def _prove_signs(found: _Found, bounds: Bounds, distances: list[Tensor], open_signs: list[Tensor]) -> list[Tensor]:
+def _prove_signs(
+    found: _Found,
+    bounds: AbsoluteBounds,
+    gradient_norms: list[Tensor],
+    distances: list[Tensor],
+    open_signs: list[Tensor],
+) -> list[Tensor]:
     """Computes neurons of open signs one by one, in the order of layers, up to the first that cannot be proven.
 
     Returns the norms of all neurons that were not computed.
     """
-    left = list(bounds.norms)
+    left = list(gradient_norms)
     for index, signs in enumerate(open_signs):
         signs = signs.clone()
         for _ in range(MOST):

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from llr_fast.certificates import bounds, sketch
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.absolute import SLACK, AbsoluteBounds
+from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.linearized.gram import Chain
+from llr_fast.linearized.local import SLACK
 from llr_fast.norms import Statistic
 
 

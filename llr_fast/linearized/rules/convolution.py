@@ -21,6 +21,11 @@ def spatial_rank(function: Any) -> int:
     return int(next(c for c in reversed(function_name(function)) if c.isdigit()))
 
 
+def each(value: Any, rank: int) -> list[Any]:
+    """One value for each axis of space."""
+    return list(value) * (rank if len(value) == 1 else 1) if isinstance(value, (list, tuple)) else [value] * rank
+
+
 def require_batch(function: Any, x: LinearizedTensor) -> None:
     rank = spatial_rank(function)
     if x.value.dim() != rank + 2:
@@ -71,15 +76,10 @@ def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> L
         if "adaptive" in function_name(function):
             kernel = math.prod(math.ceil(length / count) + 1 for length, count in zip(space, windows, strict=True))
         else:
-            given = args[0] if args else kwargs["kernel_size"]
-            kernel = math.prod(given) if isinstance(given, (tuple, list)) and len(given) > 1 else _power(given, space)
+            kernel = math.prod(each(args[0] if args else kwargs["kernel_size"], len(space)))
         return Sums((x.value,), terms=kernel + 1, back=kernel + 1)
 
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)), sums=sums)
-
-
-def _power(given: Any, space: torch.Size) -> int:
-    return int((given[0] if isinstance(given, (tuple, list)) else given) ** len(space))
 
 
 @rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
