@@ -35,7 +35,7 @@ _RAMPS: dict[type, Callable[[Any], Ramp]] = {
 
 
 def steps_of(model: nn.Module) -> list[Step] | None:
-    """What a model does up to its last activation, where that can be read from it; else None.
+    """What a model does, where that can be read from it; else None.
 
     It can be of dense layers and activations in a row, which do what their classes do.
     """
@@ -58,7 +58,16 @@ def steps_of(model: nn.Module) -> list[Step] | None:
     numbers = [number for step in steps if isinstance(step, Affine) for number in (step.weight.sum(), step.bias.sum())]
     if not math.isfinite(sum(numbers)):
         return None
-    return steps[: max((i + 1 for i, step in enumerate(steps) if isinstance(step, Ramp)), default=0)]
+    return steps
+
+
+@torch.no_grad()
+def output(steps: Sequence[Step], x: Tensor) -> Tensor:
+    """What a network of these steps computes at x [B, 2], in float64."""
+    x = x.double()
+    for step in steps:
+        x = step.value(x) if isinstance(step, Ramp) else x @ step.weight.t() + step.bias
+    return x
 
 
 def _in_a_row(model: nn.Module) -> Iterator[nn.Module]:
@@ -99,14 +108,16 @@ class Subdivision:
     """Cuts polygons along the kinks of a network's layers, one after the other.
 
     Args:
-        steps: those of the network up to its last activation.
+        steps: those of the network; what is behind its last activation cuts nothing.
         size: [2], how far the picture reaches along each axis.
         largest: [2], the largest coordinates in it.
         thinnest: as for `cut_polygons`.
     """
 
     def __init__(self, steps: Sequence[Step], size: Tensor, largest: Tensor, thinnest: float) -> None:
-        self._steps, self._size, self._largest, self._thinnest = steps, size.tolist(), largest, thinnest
+        activations = [number for number, step in enumerate(steps) if isinstance(step, Ramp)]
+        self._steps = steps[: activations[-1] + 1 if activations else 0]
+        self._size, self._largest, self._thinnest = size.tolist(), largest, thinnest
         self._rounding = Rounding()
         width = max([2, *(len(step.bias) for step in steps if isinstance(step, Affine))])
         self._chunk = max(1, _CHUNK_BUDGET // (4 * 8 * width))

@@ -14,7 +14,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llr_fast.certificates import evaluation
+from llr_fast.certificates import agreement, evaluation
 from llr_fast.certificates.rounding import Rounding, stays_on, without_sides
 from llr_fast.checks import check_finite, check_range, check_tensor
 from llr_fast.data import PATIENCE
@@ -101,7 +101,7 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
     left, right, bottom, top = extent
     thinnest = _THINNEST * float(np.hypot(right - left, top - bottom))
     rectangle = Polygons.rectangle(*extent)
-    steps = dense.steps_of(model) if isinstance(like, Tensor) and like.device.type == "cpu" else None
+    steps = _steps_of(model, rectangle, like)
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
         if steps is not None:
             found = []
@@ -115,6 +115,17 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
             for pattern, polygon in zip(patterns, polygons.separate()):
                 regions[pattern].append(polygon)
     return [_joined(parts) for parts in regions.values()]
+
+
+def _steps_of(model: nn.Module, rectangle: Polygons, like: Tensor) -> list[dense.Step] | None:
+    """Those of a dense network on the CPU, once they are seen to compute what it does; else None."""
+    if not isinstance(like, Tensor) or like.device.type != "cpu":
+        return None
+    steps = dense.steps_of(model)
+    if steps is not None:
+        x = torch.cat([rectangle.centres, *rectangle.separate()]).to(like.dtype)
+        agreement.check(model, x, torch.float64, dense.output(steps, x), agreement.plain_output(model, x))
+    return steps
 
 
 def check_extent(extent: Any) -> Extent:

@@ -332,4 +332,28 @@ OWN = (
         "padding with a value other than 0: it counts as a derivative",
         ("tests/linearized/test_rules.py::test_rule[pad_constant]",),
     ),
+    Mutant(
+        "plane-upper-kink",
+        "llr_fast/regions/dense.py",
+        "lines[2:] - kink]), noise.abs()",
+        "lines[2:] + kink]), noise.abs()",
+        "the upper kink of a ReLU6 cuts the plane elsewhere",
+        ("tests/regions/test_plane_kernels.py::test_other_activations",),
+    ),
+    Mutant(
+        "plane-not-compared",
+        "llr_fast/regions/plane.py",
+        "agreement.check(model, x, torch.float64, dense.output(steps, x), agreement.plain_output(model, x))",
+        "agreement.plain_output(model, x)",
+        "an activation that somebody replaced in its class: the regions are those of another network",
+        ("tests/regions/test_plane_kernels.py::test_a_class_that_does_something_else_is_refused",),
+    ),
+    Mutant(
+        "polygon-loses-a-corner",
+        "csrc/kernels/cut_polygons.cpp",
+        "if (here >= -least) append(above_, vertex(v));",
+        "if (here > least) append(above_, vertex(v));",
+        "a line through a corner of a polygon: one half lacks the corner",
+        ("tests/regions/test_plane_kernels.py",),
+    ),
 )

@@ -171,6 +171,12 @@ def test_what_modules_may_hide_is_evaluated(change):
             handle.remove()
 
 
+def test_a_class_that_does_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(nn.ReLU, "forward", lambda module, x: x.clamp_min(-0.5))
+    with pytest.raises(ValueError, match="model: expected the plain model's output"):
+        found_by("auto", random_network(0, 4, 4))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_networks_that_are_not_finite_are_refused(value):
     model = random_network(0, 4, 4)
