@@ -52,8 +52,9 @@ def hinge(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     distance = offset(z, kinks).to(accumulation_dtype(z.dtype))
     with torch.no_grad():
         inside = distance.abs() < 1
-        side = (distance.sign() * inside).to(torch.int8)
-    return inside.to(distance.dtype) - distance * side
+        towards_kink = (-distance.sign() * inside).to(torch.int8)
+    # A product of z: the gradient of a difference would have the order of its axes in memory, not that of z.
+    return distance * towards_kink + inside.to(distance.dtype)
 
 
 def linearize_hidden(x: Tensor, linearization: Linearization, evaluation: Evaluation[T]) -> tuple[Any, list[T]]:

@@ -14,7 +14,8 @@ from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.later import Later
 from llr_fast.linearized.layers import Activation, FusedCollector, Ramp, Windows
 from llr_fast.linearized.linearization import Linearization
-from llr_fast.linearized.torch_modes import checkpoint
+from llr_fast.linearized.single import Single
+from llr_fast.linearized.torch_modes import checkpoint, is_traced
 from llr_fast.losses.estimators import hinge, linearize_hidden
 from llr_fast.ops.roll_activation import roll_activation
 from llr_fast.ops.roll_max_pool import roll_max_pool
@@ -82,6 +83,8 @@ def totals_along(model: nn.Module, x: Tensor, directions: Directions, summing: S
 
     All in one evaluation: where the model is checkpointed, so are the tangents.
     """
+    if is_traced() and directions.shape[0] == 1:
+        directions = Single(directions.tangents[0])
     output, layers = linearize_hidden(x, directions, Evaluation(model, summing))
     sums = torch.stack([layer.sums for layer in layers]).sum(0)
     return output, Totals(sum(layer.neurons for layer in layers), sums)
