@@ -42,15 +42,22 @@ class Settings:
         """Whether autograd keeps what functions take, for a backward pass."""
         return not self.certificate and torch.is_grad_enabled()
 
+    def seen(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that a tensor of this one has to the model."""
+        return self.declared if self.declared and dtype.is_floating_point else dtype
+
     def grad_mode(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad() if self.certificate else contextlib.nullcontext()
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
-        """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
+        """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`.
+
+        Where these are integers it has the precision of a certificate.
+        """
         if not isinstance(tensor, Tensor) or isinstance(tensor, WithDerivatives) or not tensor.is_floating_point():
             return tensor
         tensor = tensor.detach() if self.certificate else tensor
-        return tensor if self.declared is None else tensor.to(like)
+        return tensor if self.declared is None else tensor.to(like if like.is_floating_point else torch.float64)
 
 
 class Evaluation(Generic[T]):

@@ -21,7 +21,8 @@ class Rule:
 
     `inplace` says whether the function writes its result to its first argument: always, never, or, where its
     signature has that parameter, by the argument at position `inplace_position`. A rule that `updates` arguments of its
-    own, such as running statistics, is given them and not copies, and keeps none of them.
+    own, such as running statistics, is given them and not copies, and keeps none of them. One that `takes_ties` is
+    right whichever of equal entries torch chooses.
     """
 
     run: Callable[..., Any]
@@ -29,6 +30,7 @@ class Rule:
     inplace_position: int | None = None
     query: bool = False
     updates: bool = False
+    takes_ties: bool = False
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self.inplace_position is not None:
@@ -41,7 +43,11 @@ TABLE: dict[Any, Rule] = {}
 
 
 def rule(
-    *names: str | Callable[..., Any], query: bool = False, inplace: bool = False, updates: bool = False
+    *names: str | Callable[..., Any],
+    query: bool = False,
+    inplace: bool = False,
+    updates: bool = False,
+    takes_ties: bool = False,
 ) -> Callable[[R], R]:
     """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional, or for one function.
 
@@ -52,9 +58,11 @@ def rule(
         for name in names:
             for function in _functions(name):
                 position = _inplace_position(function)
-                TABLE[function] = Rule(run, inplace_position=position, query=query, updates=updates)
+                TABLE[function] = Rule(
+                    run, inplace_position=position, query=query, updates=updates, takes_ties=takes_ties
+                )
             for function in _functions(_inplace_name(name)) if inplace and isinstance(name, str) else ():
-                TABLE[function] = Rule(run, inplace=True)
+                TABLE[function] = Rule(run, inplace=True, takes_ties=takes_ties)
         return run
 
     return register

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from llr_fast.checks import WithDerivatives
 from llr_fast.errors import MixedSamplesError, NotPiecewiseLinearError
@@ -27,6 +28,8 @@ class LinearizedTensor(WithDerivatives):
     linearization: Linearization
     samples: Samples
     evaluation: Evaluation[Any]
+    frozen: bool = False  # the same all over the linear region, as a comparison or the places of the largest entries
+    ties: Tensor | None = None  # of places: those of entries equal to others, which may as well be chosen
     _versions: list[int]  # shared by all views of one memory: [number of in-place changes so far]
     _seen: int
 
@@ -39,10 +42,11 @@ class LinearizedTensor(WithDerivatives):
         evaluation: Evaluation[Any],
         views: Sequence[LinearizedTensor] = (),
     ) -> LinearizedTensor:
-        dtype = evaluation.settings.declared or value.dtype
+        dtype = evaluation.settings.seen(value.dtype)
         # In training it requires gradients, so that the result of a custom autograd function that takes it
         # has a `grad_fn`.
-        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": evaluation.settings.trains}
+        trains = evaluation.settings.trains and value.is_floating_point()
+        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": trains}
         self = Tensor._make_wrapper_subclass(cls, value.shape, **options)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
@@ -65,7 +69,9 @@ class LinearizedTensor(WithDerivatives):
         """Reached only where torch functions are switched off; torch's stub has no class for `self` here."""
         if func is torch.ops.aten.detach.default:  # a checkpoint keeps its inputs
             args[0].evaluation.checkpointed = True
-            return args[0].replaced(args[0].value, args[0].linearization)
+            same = args[0].replaced(args[0].value, args[0].linearization)
+            same.frozen, same.ties = args[0].frozen, args[0].ties
+            return same
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(
@@ -74,7 +80,8 @@ class LinearizedTensor(WithDerivatives):
         """The result of a function of this tensor; `exact` of one that rounds nothing."""
         samples = self.samples if samples is None else samples
         rounding = self.evaluation.settings.rounding
-        if rounding is not None and not exact and not _share_memory(value, self.value):
+        rounds = not exact and value.is_floating_point() and not _share_memory(value, self.value)
+        if rounding is not None and rounds:
             linearization = rounding(value, linearization)
         return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
 
@@ -86,9 +93,15 @@ class LinearizedTensor(WithDerivatives):
         activation = Activation(name, self.value, kinks, piece, slope, self.samples)
         return self.evaluation.collect(activation, self.linearization)
 
+    def freeze(self) -> LinearizedTensor:
+        """Marks it as the same all over the linear region: its tangents are zero, and all its kinks are collected."""
+        self.frozen = True
+        return self
+
     def become(self, other: LinearizedTensor) -> LinearizedTensor:
         """Takes over `other` in place; views of the old memory raise when they are used again."""
         self.value, self.linearization, self.samples = other.value, other.linearization, other.samples
+        self.frozen, self.ties = other.frozen, other.ties
         self._versions[0] += 1
         self._seen = self._versions[0]
         return self
@@ -105,13 +118,13 @@ class LinearizedTensor(WithDerivatives):
 
     def stand_in(self) -> Tensor:
         """A plain tensor without numbers that looks to the model like this one: in shape, device and dtype."""
-        dtype = self.evaluation.settings.declared or self.value.dtype
+        dtype = self.evaluation.settings.seen(self.value.dtype)
         return self.value.new_empty(1, dtype=dtype).expand(self.value.shape)
 
     def plain(self) -> Tensor:
         """The value as a tensor of its own, in the dtype that the model saw."""
         value = self.value.view_as(self.value)
-        return value.to(self.evaluation.settings.declared) if self.evaluation.settings.declared else value
+        return value.to(self.evaluation.settings.seen(value.dtype))
 
     def check_current(self, function: str, evaluation: Evaluation[Any]) -> None:
         """Raises where this tensor is of another evaluation or was changed through another view.
@@ -157,6 +170,8 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return found.run(function, *args, **kwargs)
     for operand in operands:
         operand.check_current(name, evaluation)
+        if operand.ties is not None and not found.takes_ties:
+            raise refuse(operand, function, "the places of equal entries may change while their order stays the same")
     if kwargs.pop("out", None) is not None:
         raise NotPiecewiseLinearError(f"{name} in module {evaluation.module.path()!r}: out= is not supported")
     target = args[0] if args and found.writes(args, kwargs) else None
@@ -172,6 +187,8 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             f"{name} in module {evaluation.module.path()!r} failed on input of shape {shapes}: {error}"
         ) from error
+    if all(operand.frozen for operand in operands):  # so is what is computed of nothing else
+        tree_map_only(LinearizedTensor, LinearizedTensor.freeze, result)
     return result if target is None else _write(name, target, result)
 
 
@@ -181,9 +198,11 @@ def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearEr
 
 
 def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
-    if not isinstance(target, LinearizedTensor) or target.shape != result.shape:
+    same_kind = target.is_floating_point() == result.value.is_floating_point()
+    if not isinstance(target, LinearizedTensor) or target.shape != result.shape or not same_kind:
         raise NotPiecewiseLinearError(
-            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape"
+            f"{name} writes a tensor that depends on the network's input into one that does not, or of another "
+            "shape or kind"
         )
     return target.become(result)
 

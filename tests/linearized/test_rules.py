@@ -287,6 +287,48 @@ KEYWORDS = {
     "dropout": Row(V, lambda x: F.dropout(input=x, p=0.5, training=False)),
 }
 
+
+def group_sort(x):
+    return x.view(len(x), 3, 2).sort(dim=1, descending=True).values.flatten(1)
+
+
+def max_min(x):
+    a, b = x.chunk(2, 1)
+    return torch.cat([torch.max(a, b), torch.min(a, b)], 1)
+
+
+ORDER = {
+    "max": Row(M, lambda x: x.max(1)[0]),
+    "max_keepdim": Row(M, lambda x: torch.max(x, dim=-1, keepdim=True).values * A4),
+    "max_all": Row(M, lambda x: x.amax((1, 2)).unsqueeze(1)),
+    "max_of_one": Row((3, 1), lambda x: x.max(2)[0]),
+    "min": Row(M, lambda x: x.min(dim=2).values),
+    "amax": Row(T3, lambda x: x.amax(dim=(3, 1))),
+    "amin": Row(T3, lambda x: torch.amin(x, -1, keepdim=True)),
+    "aminmax": Row(M, lambda x: torch.cat(torch.aminmax(x, dim=1), 1)),
+    "sort": Row(M, lambda x: x.sort()[0]),
+    "sort_descending": Row(M, lambda x: torch.sort(x, 1, descending=True).values),
+    "sort_stable": Row(M, lambda x: x.sort(stable=True, dim=1)[0]),
+    "msort": Row(M, lambda x: torch.msort(x.transpose(0, 1)).transpose(0, 1)),
+    "topk": Row(M, lambda x: x.topk(2)[0]),
+    "topk_smallest": Row(M, lambda x: torch.topk(x, k=2, dim=1, largest=False).values),
+    "topk_all": Row(M, lambda x: x.topk(4)[0]),
+    "kthvalue": Row(M, lambda x: x.kthvalue(3)[0]),
+    "kthvalue_keepdim": Row(M, lambda x: torch.kthvalue(x, 1, 1, True).values),
+    "median": Row(M, lambda x: x.median(2).values),
+    "median_even": Row(M, lambda x: torch.median(x, dim=2, keepdim=True)[0]),
+    "cummax": Row(M, lambda x: x.cummax(2).values),
+    "cummin": Row(M, lambda x: torch.cummin(x, dim=1)[0]),
+    "l1_norm": Row(M, lambda x: x.norm(p=1, dim=2)),
+    "l1_norm_function": Row(M, lambda x: torch.norm(x, 1, dim=(1, 2)).unsqueeze(1)),
+    "l1_vector_norm": Row(M, lambda x: torch.linalg.vector_norm(x, ord=1, dim=1, keepdim=True)),
+    "inf_norm": Row(M, lambda x: torch.linalg.norm(x, math.inf, 1)),
+    "inf_vector_norm": Row(M, lambda x: torch.linalg.vector_norm(x, ord=math.inf, dim=(1, 2)).unsqueeze(1)),
+    "minus_inf_norm": Row(M, lambda x: torch.norm(x, -math.inf, dim=2)),
+    "group_sort": Row(V, group_sort),
+    "max_min": Row(V, max_min),
+}
+
 ACTIVATIONS = {
     "relu": F.relu,
     "relu6": lambda x: F.relu6(8 * x),
@@ -323,7 +365,7 @@ NORMALISED = {
     for transposed in (False, True)
 }
 
-ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES}
+ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES, **ORDER}
 ROWS |= {f"keyword_{name}": row for name, row in KEYWORDS.items()}
 ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in ACTIVATIONS.items()}
 

@@ -3,6 +3,7 @@
 A batch is refused where a function mixes samples, and its example says so. A new rule needs an example here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -211,7 +212,63 @@ EXAMPLES: dict[str, list[Example]] = {
         ],
     ),
     **same("threshold", "threshold_", "_threshold", examples=[example(lambda f, y: f(y, 0.25, -0.5))]),
-    **same("maximum", "minimum", "fmax", "fmin", "max", "min", examples=[TWO[0], *TWO[2:]]),
+    **same("maximum", "minimum", "fmax", "fmin", examples=[TWO[0], *TWO[2:]]),
+    # functions of the order of entries
+    **same(
+        *("max", "min"),
+        examples=[
+            *[TWO[0], *TWO[2:]],
+            example(lambda f, y: f(y, 2)[0]),
+            example(lambda f, y: f(y.transpose(0, 1), dim=0, keepdim=True)[0]),
+            example(lambda f, y: f(y, 0)[0], **MIXES),
+            example(lambda f, y: f(y), **MIXES),
+        ],
+    ),
+    **same(
+        *("amax", "amin"),
+        examples=[
+            example(lambda f, y: f(y, (1, 2))),
+            example(lambda f, y: f(y.flatten(0, 1), 1)),
+            example(lambda f, y: f(y, 0), **MIXES),
+            example(lambda f, y: f(y), **MIXES),
+        ],
+    ),
+    "aminmax": [example(lambda f, y: f(y, dim=2), autograd=False), example(lambda f, y: f(y), **MIXES, named="amin")],
+    **same("argmax", "argmin", examples=[example(lambda f, y: y * f(y, 2, True)), example(lambda f, y: f(y), **MIXES)]),
+    **same(
+        *("sort", "cummax", "cummin"),
+        examples=[
+            example(lambda f, y: f(y, dim=2)[0]),
+            example(lambda f, y: f(y.transpose(0, 1), dim=0)[0]),
+            example(lambda f, y: f(y, dim=0)[0], **MIXES),
+        ],
+    ),
+    "argsort": [example(lambda f, y: y * f(y, 2)), example(lambda f, y: y * f(y, 0), **MIXES, named="sort")],
+    "msort": [example(lambda f, y: f(y.transpose(0, 1))), example(lambda f, y: f(y), **MIXES, named="sort")],
+    **same(
+        *("topk", "kthvalue"),
+        examples=[
+            example(lambda f, y: f(y, 2)[0]),
+            example(lambda f, y: f(y.transpose(0, 2), 2, 0)[0]),
+            example(lambda f, y: f(y, 1, 0)[0], **MIXES),
+        ],
+    ),
+    "median": [
+        example(lambda f, y: f(y, 2)[0]),
+        example(lambda f, y: f(y, 1)[0]),
+        example(lambda f, y: f(y, 0)[0], **MIXES),
+        example(lambda f, y: f(y), **MIXES),
+    ],
+    **same(
+        *("norm", "linalg_vector_norm", "linalg_norm"),
+        examples=[
+            example(lambda f, y: f(y, 1, dim=2)),
+            example(lambda f, y: f(y, math.inf, dim=1)),
+            example(lambda f, y: f(y, 2, dim=2), **NO_RULE),
+            example(lambda f, y: f(y, 1, dim=0), **MIXES, named="sum"),
+            example(lambda f, y: f(y, math.inf, dim=0), **MIXES, named="amax"),
+        ],
+    ),
     **{f"max_pool{n}d": WINDOWS[n] for n in SHAPES},
     **{
         f"adaptive_max_pool{n}d": [
@@ -359,6 +416,10 @@ EXAMPLES: dict[str, list[Example]] = {
     "type": [example(lambda f, y: f(y, DTYPE))],
     "type_as": [example(lambda f, y: f(y, C))],
     **same("double", "cpu", examples=ALONE),
+    **same("bool", "int", "long", examples=[
+        example(lambda f, y: y * f(y.argmax(2, True))),
+        example(lambda f, y: y * f(y), **NO_RULE),
+    ]),
     **same("float", "half", "bfloat16", examples=[example(lambda f, y: f(y), **ROUNDS)]),
 }  # fmt: skip
 NEEDS_GPU = {"cuda"}

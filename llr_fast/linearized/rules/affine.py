@@ -19,11 +19,25 @@ from llr_fast.linearized.torch_modes import like
 
 
 def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]:
-    """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet."""
+    """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet.
+
+    What stays the same all over the linear region is one.
+    """
+    tensors = tuple(t.value if isinstance(t, LinearizedTensor) else t for t in tensors)
     keep = x.evaluation.settings.constant
     certificate = x.evaluation.settings.certificate
     kept = [t.detach() if certificate and isinstance(t, Tensor) else t for t in tensors]
     return [keep(t, x.value.dtype) for t in tensors], kept
+
+
+def moves(operand: Any) -> bool:
+    """Whether it is a tensor that changes with the input within a linear region."""
+    return isinstance(operand, LinearizedTensor) and not operand.frozen
+
+
+def in_order(a: Any, b: Any) -> tuple[LinearizedTensor, Any]:
+    """Both operands, first the one that changes with the input, if any."""
+    return (a, b) if moves(a) or not (moves(b) or not isinstance(a, LinearizedTensor)) else (b, a)
 
 
 def require_constant(function: Any, *tensors: Any) -> None:
@@ -41,9 +55,10 @@ def broadcast_samples(value: Tensor, function: str, *operands: LinearizedTensor)
     return places.pop()
 
 
-def pointwise(x: LinearizedTensor, value: Tensor, function: Callable[..., Tensor]) -> LinearizedTensor:
-    """A function of single entries of `x`, with the broadcast `value` it takes."""
-    samples = broadcast_samples(value, "broadcasting", x)
+def pointwise(x: LinearizedTensor, value: Tensor, function: Callable[..., Tensor], *constants: Any) -> LinearizedTensor:
+    """A function of single entries of `x` and of `constants`, with the broadcast `value` it takes."""
+    frozen = (c for c in constants if isinstance(c, LinearizedTensor))
+    samples = broadcast_samples(value, "broadcasting", x, *frozen)
     return x.replaced(value, x.linearization.pointwise(function, value.shape), samples)
 
 
@@ -94,21 +109,21 @@ def _same(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Line
 
 @rule("mul", "multiply", "__mul__", "__rmul__", inplace=True)
 def _mul(function: Any, input: Any, other: Any) -> LinearizedTensor:
-    x, factor = (input, other) if isinstance(input, LinearizedTensor) else (other, input)
-    if isinstance(factor, LinearizedTensor):
+    x, factor = in_order(input, other)
+    if moves(factor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     (for_value,), (for_tangents,) = constants(x, factor)
-    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * like(for_tangents, t))
+    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * like(for_tangents, t), factor)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", inplace=True)
 def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None) -> LinearizedTensor:
-    if isinstance(other, LinearizedTensor):
+    if moves(other) or not isinstance(x, LinearizedTensor):
         raise refuse(other, function, "division by a tensor that depends on the network's input is not linear")
     if rounding_mode is not None:
         raise refuse(x, function, "a rounded quotient is not piecewise linear")
     (for_value,), (for_tangents,) = constants(x, other)
-    return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t))
+    return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t), other)
 
 
 @rule("where")

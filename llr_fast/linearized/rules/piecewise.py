@@ -14,7 +14,7 @@ from llr_fast.linearized.layers import Ramp
 from llr_fast.linearized.linearization import identity
 from llr_fast.linearized.rules.affine import pointwise, require_constant
 from llr_fast.linearized.table import function_name, rule
-from llr_fast.linearized.tensor import LinearizedTensor, refuse
+from llr_fast.linearized.tensor import LinearizedTensor
 
 
 def activate(
@@ -118,8 +118,8 @@ def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None)
     min, max = _as_number(min), _as_number(max)
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         at_least, at_most = (b if b is None else torch.as_tensor(b, device=x.value.device) for b in (min, max))
-        raised = x if at_least is None else _larger_or_smaller(torch.maximum, x, at_least)
-        return raised if at_most is None else _larger_or_smaller(torch.minimum, raised, at_most)
+        raised = x if at_least is None else larger_or_smaller(torch.maximum, x, at_least)
+        return raised if at_most is None else larger_or_smaller(torch.minimum, raised, at_most)
     lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
     ramp = Ramp(float(lower), float(upper))
     if not ramp.kinks:
@@ -177,7 +177,7 @@ def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
-def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
+def larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
     """The neuron is a - b; of the two one passes as it is, so that a and b that are the same neuron differ by 0."""
     difference: LinearizedTensor = input - other
     name, larger = function_name(function), "max" in function.__name__
@@ -206,11 +206,3 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
 def _never_passes(operand: Any, value: Tensor, larger: bool) -> Tensor:
     """Where the operand is an infinite constant: -inf in a maximum and inf in a minimum are, whatever it is."""
     return value == (-math.inf if larger else math.inf) if isinstance(operand, LinearizedTensor) else value.isinf()
-
-
-@rule("max", "min")
-def _max_of_two(function: Any, a: Any, *args: Any, **kwargs: Any) -> LinearizedTensor:
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        x = a if isinstance(a, LinearizedTensor) else args[0]
-        raise refuse(x, function, "only the maximum or minimum of two tensors is supported; use a max-pooling")
-    return _larger_or_smaller(torch.maximum if "max" in function_name(function) else torch.minimum, a, args[0])

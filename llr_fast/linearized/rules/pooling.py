@@ -43,7 +43,7 @@ def _max_pool(
     out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
     windows = Windows(tuple(spatial), *map(tuple, (kernel, step, pad, dilate, out)))
     entries = windows.entries()
-    if x.value.numel() and not _looks(x) and all(all(axis) for axis in entries):
+    if x.value.numel() and not looks_for_padding(x) and all(all(axis) for axis in entries):
         fused = x.evaluation.pool(x.value, windows, x.linearization)
         if fused is not None:
             return x.replaced(*fused)
@@ -75,7 +75,7 @@ def _adaptive_max_pool(
     return _pool(function, x, entries)
 
 
-def _looks(x: LinearizedTensor) -> bool:
+def looks_for_padding(x: LinearizedTensor) -> bool:
     """Whether entries of -inf are looked for, which takes reading numbers back from a GPU."""
     return x.evaluation.settings.certificate or x.evaluation.padded
 
@@ -85,7 +85,7 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
     shape, sizes = [len(axis) for axis in windows], tuple(x.value.shape[2:])
     flat = x.value.flatten(2)  # [B, C, space]
     padded, some_dead, infinite = None, False, torch.zeros((), dtype=torch.bool, device="cpu")
-    if _looks(x):
+    if looks_for_padding(x):
         infinite = flat.detach() == -math.inf
         times = infinite.flatten(0, 1).sum(0).cpu()  # how often each position is padding
         padded = (times == infinite[..., 0].numel()).numpy()

@@ -112,7 +112,7 @@ def _stack_rows(function: Any, tensors: Sequence[Any]) -> LinearizedTensor:
     return torch.cat(tensors, int(function is torch.hstack))  # type: ignore[return-value, arg-type]
 
 
-@rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda")
+@rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda")
 def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A certificate is one of the function itself: its values keep their precision, and rounding is refused."""
     stand_in = functools.partial(tree_map_only, LinearizedTensor, LinearizedTensor.stand_in)
@@ -121,6 +121,9 @@ def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return function(x, *args, **kwargs)
     declared = x.evaluation.settings.declared
     target = function(x.stand_in().new_empty(0), *args, **kwargs)
+    if x.frozen and not (x.value.is_floating_point() and target.is_floating_point()):
+        precise = torch.float64 if declared and target.is_floating_point() else target.dtype
+        return pointwise(x, x.value.to(target.device, precise), lambda t: t.to(target.device))
     if not target.is_floating_point() or (declared and target.dtype.itemsize < declared.itemsize):
         raise refuse(x, function, f"a cast to {target.dtype} rounds, which is not piecewise linear")
     if declared:

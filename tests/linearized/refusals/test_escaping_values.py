@@ -19,7 +19,7 @@ ESCAPES = {
     "array": no_rule(lambda x: x + torch.tensor(x.detach().__array__()).square(), "__array__"),
     "bool": mixes(lambda x: x if bool(x[:, 0].sum()) else -x, "sum"),
     "branch": mixes(branch, "sum"),
-    "argmax": no_rule(lambda x: x * x.argmax(1, keepdim=True), "argmax"),
+    "argmax": mixes(lambda x: x * x.argmax(), "argmax"),
     "nonzero": no_rule(lambda x: x + len(x.nonzero()), "nonzero"),
     "index_by_values": no_rule(lambda x: torch.arange(9.0, dtype=DTYPE)[x.long().clamp(0, 8)] + x, "long"),
     "long": no_rule(lambda x: x + x.long(), "long"),
@@ -44,6 +44,7 @@ def test_values_do_not_escape(name):
 
 ESCAPES_OF_ONE_SAMPLE = {
     "item": no_rule(lambda x: x * x.sum(1).item(), "item"),
+    "item_of_places": no_rule(lambda x: x * x.argmax(1).item(), "item"),
     "float": no_rule(lambda x: x * float(x.sum(1)), "__float__"),
     "int": no_rule(lambda x: x * int(x.sum(1)), "__int__"),
     "bool": no_rule(lambda x: x if bool(x.sum(1)) else -x, "__bool__"),

@@ -21,7 +21,7 @@ MIXING = {
     "mixing_matrix": mixes(lambda x: torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=DTYPE) @ x, "matmul"),
     "pairs": mixes(lambda x: x.reshape(1, 8) @ torch.ones(8, 2, dtype=DTYPE), "matmul"),
     "all_pairs": mixes(lambda x: x.unsqueeze(0) - x.unsqueeze(1), "sub"),
-    "max_over_batch": no_rule(lambda x: x.amax(0), "amax"),
+    "max_over_batch": mixes(lambda x: x.amax(0), "amax"),
     "pool_over_batch": mixes(lambda x: F.max_pool1d(x.T.unsqueeze(0), 2), "max_pool1d"),
     "conv_over_batch": mixes(lambda x: F.conv1d(x.T.unsqueeze(0), torch.ones(3, 4, 2, dtype=DTYPE)), "conv1d"),
     "einsum": mixes(lambda x: torch.einsum("bi,ij->j", x, C4), "einsum"),
