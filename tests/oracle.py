@@ -113,6 +113,12 @@ class Recorder(TorchFunctionMode):
             self.layers.append(Note(z.flatten(), [0.0]))
             if order != 1:
                 self.layers.append(order_neurons("amax" if order > 0 else "amin", z.abs(), call, 2))
+        elif name in COMPARED:
+            if any(map(moves, (z, other))):
+                self.layers.append(Note((z - other).flatten(), [0.0]))
+        elif name in ROUNDED:
+            if moves(z):
+                self.layers.append(Note((z - ROUNDED[name](z).detach()).flatten(), STEPS[name]))
         elif name in KINKS:
             self.layers.append(Note(z.clone().flatten(), KINKS[name](call)))
         elif "max_pool" in name:
@@ -121,6 +127,12 @@ class Recorder(TorchFunctionMode):
         if name == "hardsigmoid":
             return (z / 6 + 0.5).clamp(0, 1)  # its derivative in torch is 1/6 rounded to float32
         return func(*args, **kwargs)
+
+
+def moves(operand) -> bool:
+    """Whether it depends on the input, which nobody knows where autograd is off."""
+    floats = isinstance(operand, Tensor) and operand.is_floating_point()
+    return floats and (operand.requires_grad or not torch.is_grad_enabled())
 
 
 class Arguments:
@@ -137,7 +149,13 @@ def bounds(call: Arguments) -> list[float]:
     return [bound for bound in (call(1, "min"), call(2, "max")) if bound is not None]
 
 
+COMPARED = ("gt", "greater", "ge", "greater_equal", "lt", "less", "le", "less_equal", "eq", "ne", "not_equal")
+ROUNDED = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil}
+STEPS = {"round": [-0.5, 0.5], "floor": [0.0, 1.0], "ceil": [-1.0, 0.0]}
 KINKS = {
+    "sign": lambda call: [0.0],
+    "sgn": lambda call: [0.0],
+    "signbit": lambda call: [0.0],
     "relu": lambda call: [0.0],
     "leaky_relu": lambda call: [0.0],
     "prelu": lambda call: [0.0],

@@ -86,8 +86,11 @@ class LinearizedTensor(WithDerivatives):
         return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
 
     def activated(self, function: str, kinks: tuple[float, ...], piece: Tensor, slope: Tensor) -> Linearization:
-        """Has the entries collected as neurons; returns their linearization multiplied by `slope`."""
-        if not self.value.numel():
+        """Has the entries collected as neurons; returns their linearization multiplied by `slope`.
+
+        What stays the same all over the linear region holds none.
+        """
+        if self.frozen or not self.value.numel():
             return self.linearization
         name = self.evaluation.name(function)
         activation = Activation(name, self.value, kinks, piece, slope, self.samples)

@@ -40,9 +40,35 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "group_sort": lambda h: h.view(-1, 2, 2, 2).sort(3)[0],
     "by_argmax": lambda h: h * h.argmax(2, keepdim=True),
     "by_argsort": lambda h: h + h.argsort(2).to(h),
+    "where": lambda h: torch.where(h > 0.1, h, 0.2 * h),
+    "where_of_two": lambda h: torch.where(h[:, :1] <= h[:, 1:], h, -h),
+    "where_of_numbers": lambda h: h + torch.where(h < 0, 0.5, -0.5),
+    "mask": lambda h: h * (h > C4),
+    "mask_as_float": lambda h: (h.ge(C24)).float() * (h - C24),
+    "several_masks": lambda h: h * ((h > -0.5) & ~(h > 0.5) | (h > 1)),
+    "masked_fill": lambda h: h.masked_fill(h < -0.2, -0.4),
+    "top_by_threshold": lambda h: h * (h >= h.kthvalue(3, 2, keepdim=True).values),
+    "mean_of_some": lambda h: h.masked_fill(h < 0, 0).sum(2) / (h >= 0).sum(2).clamp_min(1),
+    "one_hot": lambda h: h * F.one_hot(h.argmax(2), 4),
+    "sign": lambda h: h * torch.sign(h),
+    "heaviside": lambda h: h * torch.heaviside(h - C4, C4[:1]),
+    "round": lambda h: torch.round(3 * h),
+    "floor": lambda h: h + torch.floor(2 * h),
+    "ceil": lambda h: h.ceil() * C4,
+    "floor_divide": lambda h: h // 0.7,
+    "remainder": lambda h: h % 0.7,
+    "fake_quantize": lambda h: torch.fake_quantize_per_tensor_affine(h, 0.25, 3, 0, 7),
+    "fake_quantize_by_channel": lambda h: torch.fake_quantize_per_channel_affine(
+        h, torch.tensor([0.5, 0.25]), torch.tensor([0, 2], dtype=torch.int32), 1, -3, 4
+    ),
+    "straight_through": lambda h: h + (h.sign() - h).detach(),
 }
 # ... not all of them.
-PARTLY = {"linf_norm": lambda h: torch.linalg.vector_norm(h, math.inf, dim=(1, 2))}
+PARTLY = {
+    "any_mask": lambda h: h * (h > 0.3).any(2, keepdim=True) - h * (h > -1).all(1, keepdim=True),
+    "mean_of_winners": lambda h: h.masked_fill(h < h.mean(2, keepdim=True), 0),
+    "linf_norm": lambda h: torch.linalg.vector_norm(h, math.inf, dim=(1, 2)),
+}
 
 
 class Model(nn.Module):
@@ -54,7 +80,7 @@ class Model(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.first = nn.Linear(D, math.prod(SHAPE))
-            self.last = nn.Linear(function(torch.randn(B, *SHAPE))[0].numel(), 3)
+            self.last = nn.Linear(function(torch.randn(B, *SHAPE, dtype=DTYPE))[0].numel(), 3)
         self.double().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,21 +89,17 @@ class Model(nn.Module):
         return self.last(F.leaky_relu(h, -0.4).reshape(len(x), -1))
 
 
-def affine(model: nn.Module, point: Tensor) -> Tensor:
-    """Jacobian and offset of the map that the plain model is at a point [D]."""
-
-    def run(t: Tensor) -> Tensor:
-        return model(t[None])[0]
-
-    jacobian = torch.func.jacrev(run)(point)
-    return torch.cat([jacobian, (run(point) - jacobian @ point)[:, None]], 1)
+def affine(model: nn.Module, point: Tensor, step: float) -> Tensor:
+    """Slopes and offset of the map that the plain model is at a point [D], from its outputs alone."""
+    steps = step * torch.eye(D, dtype=DTYPE)
+    slopes = ((model(point + steps) - model(point - steps)) / (2 * step)).T
+    return torch.cat([slopes, (model(point[None])[0] - slopes @ point)[:, None]], 1)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("bent", [False, True])
 @pytest.mark.parametrize("name", [*FUNCTIONS, *PARTLY])
@@ -88,11 +110,12 @@ def test_within_a_margin_the_model_is_affine_and_beyond_it_another_one(name, ben
     found = llr_fast.margin(model, x, p, method="exact")
     torch.testing.assert_close(llr_fast.margin(model, x, p, method="search").value, found.value)
     for b, (sample, boundary, radius) in enumerate(zip(x, found.boundary_point(x), found.value)):
-        here = affine(model, sample)
-        assert same(here, affine(model, sample + 0.999 * (boundary - sample)))
+        step = 1e-4 * float(radius)
+        here = affine(model, sample, step)
+        assert same(here, affine(model, sample + 0.999 * (boundary - sample), step))
         for _ in range(5):
-            step = torch.randn(D, generator=generator, dtype=DTYPE)
-            assert same(here, affine(model, sample + 0.999 * radius * step / step.norm(p=p)))
-        assert same(found.value[b], llr_fast.margin(model, sample[None], p).value[0])
+            way = torch.randn(D, generator=generator, dtype=DTYPE)
+            assert same(here, affine(model, sample + 0.999 * radius * way / way.norm(p=p), step))
+        torch.testing.assert_close(llr_fast.margin(model, sample[None], p).value[0], found.value[b])
         if not bent and name in FUNCTIONS:
-            assert not same(here, affine(model, sample + 1.001 * (boundary - sample)))
+            assert not same(here, affine(model, sample + 1.001 * (boundary - sample), step))

@@ -329,6 +329,33 @@ ORDER = {
     "max_min": Row(V, max_min),
 }
 
+STEPS = {
+    "gt": lambda x: x * (x > 0.1),
+    "gt_by_feature": lambda x: x * (x > A6).to(x.dtype),
+    "gt_reflected": lambda x: x * (x < 0.1),
+    "ge_of_both": lambda x: x * x.ge(x.flip(1) / 2),
+    "lt_of_constant": lambda x: x * torch.lt(A6, x),
+    "le": lambda x: x.masked_fill(x <= 0.2, 0.2),
+    "ne": lambda x: x * (x != 0.3),
+    "where_by_sign": lambda x: torch.where(x > 0, x, 0.2 * x),
+    "where_not": lambda x: torch.where(~(x > 0), x, A6),
+    "where_of_numbers": lambda x: x + torch.where(x < 0.1, 0.5, A6),
+    "method_where": lambda x: x.where(x > -0.1, -x),
+    "masks": lambda x: x * ((x > -0.3) & (x < 0.3) | (x > 1)),
+    "masked_in_place": lambda x: x.clone().masked_fill_(x < 0, 0.5),
+    "inverse_mask": lambda x: x * (1 - (x > 0).double()),
+    "share": lambda x: x / (x > 0).sum(1, keepdim=True).add(1),
+    "any": lambda x: x * (x.view(-1, 3, 2) > 0).any(2).repeat(1, 2),
+    "all": lambda x: x * (x.view(-1, 3, 2) > 0).all(2).repeat(1, 2),
+    "sign": lambda x: x * x.sign(),
+    "signbit": lambda x: x * x.signbit(),
+    "round": lambda x: x + torch.round(2 * x),
+    "floor": lambda x: x - x.floor(),
+    "ceil": lambda x: x * x.ceil(),
+    "floor_in_place": lambda x: x + (2 * x).floor_(),
+    "guarded": lambda x: x.abs() if x.isfinite().all() and not torch.isnan(x).any() else -x,
+}
+
 ACTIVATIONS = {
     "relu": F.relu,
     "relu6": lambda x: F.relu6(8 * x),
@@ -367,7 +394,7 @@ NORMALISED = {
 
 ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES, **ORDER}
 ROWS |= {f"keyword_{name}": row for name, row in KEYWORDS.items()}
-ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in ACTIVATIONS.items()}
+ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in (ACTIVATIONS | STEPS).items()}
 
 
 class Fragment(nn.Module):

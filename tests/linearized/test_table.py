@@ -90,6 +90,9 @@ WINDOWS = {
 SHAPES = {1: SIGNAL, 2: IMAGE, 3: VOLUME}
 SIZES = {1: 4, 2: (3, 2), 3: (1, 2, 2)}
 WEIGHTS = {1: W1, 2: W2, 3: W3}
+SCALES, ZEROS = torch.tensor([0.5, 0.25]), torch.tensor([0, 2], dtype=torch.int32)
+REMAINDERS = (torch.remainder, Tensor.remainder)
+NOT_REMAINDERS = (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)
 WITH_PLACES = (torch.adaptive_max_pool1d, torch._C._nn.adaptive_max_pool2d, torch._C._nn.adaptive_max_pool3d)
 TRANSPOSED = {1: const(2, 3, 3), 2: const(2, 2, 2, 2), 3: const(2, 2, 1, 2, 1)}
 
@@ -213,6 +216,69 @@ EXAMPLES: dict[str, list[Example]] = {
     ),
     **same("threshold", "threshold_", "_threshold", examples=[example(lambda f, y: f(y, 0.25, -0.5))]),
     **same("maximum", "minimum", "fmax", "fmin", examples=[TWO[0], *TWO[2:]]),
+    # comparisons and steps
+    **same(
+        *("gt", "greater", "ge", "greater_equal", "lt", "less", "le", "less_equal", "eq", "__eq__", "ne", "not_equal"),
+        examples=[
+            example(lambda f, y: y * f(y, 0.25)),
+            example(lambda f, y: y * f(y, C)),
+            each_sample(lambda f, y, each: y * f(y, each(CB))),
+            example(lambda f, y: y * f(y, y[:, :1] * 0.5)),
+            example(lambda f, y: y * f(y.transpose(0, 1), C[:, None]).transpose(0, 1)),
+            example(lambda f, y: y * f(y.argmax(2, True), 1)),
+            example(lambda f, y: y * f(y, 0.25).t(), (3,), named="broadcasting", **MIXES),
+        ],
+    ),
+    **same(
+        *("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"),
+        *("__and__", "__or__", "__xor__"),
+        *("logical_and_", "logical_or_", "logical_xor_", "bitwise_and_", "bitwise_or_", "bitwise_xor_"),
+        *("__iand__", "__ior__", "__ixor__"),
+        examples=[
+            example(lambda f, y: y * f(y > 0, y > y[:, :1])),
+            each_sample(lambda f, y, each: y * f(y > 0, each(MASKS))),
+            example(lambda f, y: y * f(y > 0, (y > 0).transpose(0, 1)), (3, 1), **MIXES),
+            example(lambda f, y: f(y, y), **NO_RULE),
+        ],
+    ),
+    **same(
+        *("logical_not", "bitwise_not", "__invert__", "logical_not_", "bitwise_not_"),
+        examples=[example(lambda f, y: y * f(y < 0.25)), example(lambda f, y: f(y), **NO_RULE)],
+    ),
+    **same(
+        *("any", "all"),
+        examples=[
+            example(lambda f, y: y * f(y > 0, 2, True)),
+            example(lambda f, y: y[:, 0] * f(y > 0, 1)),
+            example(lambda f, y: y * f(y > 0, 0), **MIXES, named="sum"),
+            example(lambda f, y: f(y, 1), **NO_RULE),
+        ],
+    ),
+    **same("sign", "sign_", "sgn", "sgn_", examples=[example(lambda f, y: y * f(y.clone()))]),
+    "signbit": [example(lambda f, y: y * f(y))],
+    **same("heaviside", "heaviside_", examples=[
+        example(lambda f, y: y * f(y.clone(), C), autograd=False),
+        each_sample(lambda f, y, each: y * f(y.clone(), each(CB)), autograd=False),
+    ]),
+    **same("round", "round_", "floor", "floor_", "ceil", "ceil_", examples=[
+        example(lambda f, y: y * f(2 * y)),
+        example(lambda f, y: y * f(y.argmax(2, True) * 0.4)),
+    ]),
+    **same("floor_divide", "__floordiv__", "remainder", examples=[
+        example(lambda f, y: y * f(y, 0.75), autograd=False, only=NOT_REMAINDERS),
+        example(lambda f, y: f(y, C), autograd=False, only=REMAINDERS),
+        example(lambda f, y: y * f(y.argmax(2, True), 2)),
+    ]),
+    "fake_quantize_per_tensor_affine": [example(lambda f, y: y * f(y, 0.25, 3, 0, 7), autograd=False)],
+    "fake_quantize_per_channel_affine": [
+        example(lambda f, y: y * f(y, SCALES, ZEROS, 1, -3, 4), autograd=False),
+        example(lambda f, y: y * f(y.transpose(0, 1), SCALES, ZEROS, 0, -3, 4).transpose(0, 1), autograd=False),
+    ],
+    **same("isfinite", "isinf", "isnan", "isposinf", "isneginf", examples=[
+        example(lambda f, y: y * f(y)),
+        example(lambda f, y: torch.where(f(y.masked_fill(CONDITION, -math.inf)), 0.5, y)),
+    ]),
+    "one_hot": [example(lambda f, y: y * f(y.argmax(2), 3)), example(lambda f, y: y * f(y, 3), **NO_RULE)],
     # functions of the order of entries
     **same(
         *("max", "min"),

@@ -62,11 +62,14 @@ def pointwise(x: LinearizedTensor, value: Tensor, function: Callable[..., Tensor
     return x.replaced(value, x.linearization.pointwise(function, value.shape), samples)
 
 
-def total(function: Any, a: LinearizedTensor, b: LinearizedTensor, combine: Callable[..., Tensor]) -> LinearizedTensor:
-    """A linear combination of two tensors that both depend on the network's input."""
+def total(
+    function: Any, a: LinearizedTensor, b: LinearizedTensor, combine: Callable[..., Tensor], *constants: Any
+) -> LinearizedTensor:
+    """A linear combination, made with `constants`, of two tensors that both depend on the network's input."""
     value = combine(a.value, b.value)
     linearization = a.linearization.pointwise(combine, value.shape, b.linearization)
-    return a.replaced(value, linearization, broadcast_samples(value, function.__name__, a, b))
+    frozen = (c for c in constants if isinstance(c, LinearizedTensor))
+    return a.replaced(value, linearization, broadcast_samples(value, function.__name__, a, b, *frozen))
 
 
 def add(a: Any, b: Any, alpha: Any = 1, function: Any = torch.add) -> LinearizedTensor:
@@ -121,7 +124,9 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
     if moves(other) or not isinstance(x, LinearizedTensor):
         raise refuse(other, function, "division by a tensor that depends on the network's input is not linear")
     if rounding_mode is not None:
-        raise refuse(x, function, "a rounded quotient is not piecewise linear")
+        if rounding_mode != "floor":
+            raise refuse(x, function, "of rounded quotients those with rounding_mode='floor' are supported")
+        return torch.floor_divide(x, other)  # type: ignore[return-value]
     (for_value,), (for_tangents,) = constants(x, other)
     return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t), other)
 
@@ -130,16 +135,24 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
 def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedTensor:
     if function is Tensor.where:  # the method's order is another one
         condition, input = input, condition
-    if isinstance(condition, LinearizedTensor):
+    if moves(condition):
         raise refuse(condition, function, "a condition that depends on the network's input hides a kink")
-    condition = condition.bool()  # torch takes bytes too, whose ~ is no negation
+    mask = condition.value if isinstance(condition, LinearizedTensor) else condition
+    mask = mask.bool()  # torch takes bytes too, whose ~ is no negation
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
-        return total(function, input, other, lambda s, t: torch.where(condition, s, t))
-    if not isinstance(input, LinearizedTensor):
-        return _where(torch.where, ~condition, other, input)
-    (for_value,), _ = constants(input, other)
-    input.evaluation.padded |= isinstance(other, Tensor) or other == -math.inf
-    return pointwise(input, torch.where(condition, input.value, for_value), lambda t: torch.where(condition, t, 0.0))
+        return total(function, input, other, lambda s, t: torch.where(mask, s, t), condition)
+    if isinstance(input, LinearizedTensor):
+        return _where_or_constant(mask, input, other, condition)
+    if isinstance(other, LinearizedTensor):
+        return _where_or_constant(~mask, other, input, condition)
+    (if_true, if_false), _ = constants(condition, input, other)
+    return pointwise(condition, torch.where(mask, if_true, if_false), torch.zeros_like)
+
+
+def _where_or_constant(mask: Tensor, x: LinearizedTensor, constant: Any, condition: Any) -> LinearizedTensor:
+    (for_value,), _ = constants(x, constant)
+    x.evaluation.padded |= isinstance(constant, Tensor) or abs(constant) == math.inf
+    return pointwise(x, torch.where(mask, x.value, for_value), lambda t: torch.where(mask, t, 0.0), condition)
 
 
 @rule("masked_fill", inplace=True)

@@ -179,7 +179,7 @@ def _others(rows: LinearizedTensor, place: Tensor) -> Tensor:
 
 def _collect(rows: LinearizedTensor, function: Any, first: Tensor, second: Tensor, piece: Tensor) -> None:
     """Has the differences of entries at these places [R, m] collected; from an infinite constant they are dead."""
-    if not first.numel():
+    if rows.frozen or not first.numel():
         return
     z = rows.value.gather(-1, first) - rows.value.gather(-1, second)
     dead = None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Ramp
 from llr_fast.linearized.linearization import identity
-from llr_fast.linearized.rules.affine import pointwise, require_constant
+from llr_fast.linearized.rules.affine import moves, pointwise, require_constant
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor
 
@@ -42,7 +42,7 @@ def activate(
 
 def activate_ramp(x: LinearizedTensor, name: str, function: Callable[[Tensor], Tensor], ramp: Ramp) -> LinearizedTensor:
     """The ramp of `x`, which `function` computes."""
-    fused = x.evaluation.ramp(x.value, ramp, x.linearization) if x.value.numel() else None
+    fused = x.evaluation.ramp(x.value, ramp, x.linearization) if moves(x) and x.value.numel() else None
     if fused is None:
         return activate(x, name, function(x.value), ramp.kinks, ramp.slopes(x.value))
     return x.replaced(*fused)

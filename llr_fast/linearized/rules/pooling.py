@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Windows
+from llr_fast.linearized.rules.affine import moves
 from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -43,7 +44,7 @@ def _max_pool(
     out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
     windows = Windows(tuple(spatial), *map(tuple, (kernel, step, pad, dilate, out)))
     entries = windows.entries()
-    if x.value.numel() and not looks_for_padding(x) and all(all(axis) for axis in entries):
+    if moves(x) and x.value.numel() and not looks_for_padding(x) and all(all(axis) for axis in entries):
         fused = x.evaluation.pool(x.value, windows, x.linearization)
         if fused is not None:
             return x.replaced(*fused)
@@ -108,7 +109,7 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
         found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
         return found.masked_fill(dead, of_dead) if some_dead else found
 
-    if window.numel():
+    if window.numel() and moves(x):
         ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
         piece = winner[..., window].to(torch.int16 if entries.size(1) <= 2**15 else torch.int32)
         slope = torch.ones_like(ahead.value, dtype=torch.bool)

@@ -60,6 +60,12 @@ def _moveaxis(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 )
 def selection(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """Each entry of the output is one of the input."""
+    for argument in (*args, *kwargs.values()):
+        for index in argument if _sequence(argument) else [argument]:
+            if isinstance(index, LinearizedTensor):
+                raise refuse(
+                    index, function, "an index depends on the network's input; gather takes one from sort etc."
+                )
     return _apply(function, _by_entries, x, tuple(_without_masks(argument) for argument in args), kwargs)
 
 
@@ -74,7 +80,7 @@ def _pad(
     function: Any, x: LinearizedTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> LinearizedTensor:
     padded = F.pad(x.value, pad, mode, value)
-    x.evaluation.padded |= value == -math.inf
+    x.evaluation.padded |= value is not None and abs(value) == math.inf
     samples = x.samples.kept(range(x.value.dim() - len(pad) // 2, x.value.dim()), "pad")
     if mode == "constant":
         return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples)
