@@ -22,6 +22,7 @@ from llr_fast.linearized.modules import RunningModule
 from llr_fast.linearized.torch_modes import checkpoint, is_traced
 
 T = TypeVar("T")
+T_with = TypeVar("T_with", bound=WithDerivatives)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,13 @@ class Evaluation(Generic[T]):
         if self.finished and self._backward != torch._C._current_graph_task_id():
             self._backward = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+
+    def put_into(self, target: Tensor, tensor: T_with) -> T_with:
+        """Makes of a plain tensor, whoever holds it, the last one that was remembered."""
+        self._made.pop()
+        swap_tensors(target, tensor)
+        self.remember(target)  # type: ignore[arg-type]
+        return target  # type: ignore[return-value]
 
     def finish(self) -> None:
         """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.

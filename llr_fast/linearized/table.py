@@ -22,7 +22,7 @@ class Rule:
     `inplace` says whether the function writes its result to its first argument: always, never, or, where its
     signature has that parameter, by the argument at position `inplace_position`. A rule that `updates` arguments of its
     own, such as running statistics, is given them and not copies, and keeps none of them. One that `takes_ties` is
-    right whichever of equal entries torch chooses.
+    right whichever of equal entries torch chooses, and one that `takes_sparse` constants knows of layouts.
     """
 
     run: Callable[..., Any]
@@ -31,6 +31,7 @@ class Rule:
     query: bool = False
     updates: bool = False
     takes_ties: bool = False
+    takes_sparse: bool = False
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self.inplace_position is not None:
@@ -48,21 +49,23 @@ def rule(
     inplace: bool = False,
     updates: bool = False,
     takes_ties: bool = False,
+    takes_sparse: bool = False,
+    writes: bool = False,
 ) -> Callable[[R], R]:
     """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional, or for one function.
 
-    With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too.
+    With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too; what `writes` is one itself.
     """
+
+    options: dict[str, Any] = {"takes_ties": takes_ties, "takes_sparse": takes_sparse}
 
     def register(run: R) -> R:
         for name in names:
             for function in _functions(name):
                 position = _inplace_position(function)
-                TABLE[function] = Rule(
-                    run, inplace_position=position, query=query, updates=updates, takes_ties=takes_ties
-                )
+                TABLE[function] = Rule(run, writes, position, query, updates, **options)
             for function in _functions(_inplace_name(name)) if inplace and isinstance(name, str) else ():
-                TABLE[function] = Rule(run, inplace=True, takes_ties=takes_ties)
+                TABLE[function] = Rule(run, inplace=True, **options)
         return run
 
     return register

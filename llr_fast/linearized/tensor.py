@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.layers import Activation
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.table import TABLE, function_name
+from llr_fast.linearized.torch_modes import is_traced
 
 
 class LinearizedTensor(WithDerivatives):
@@ -157,14 +159,15 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = _tensors((args, kwargs), [])
     operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
     name, evaluation = function_name(function), operands[0].evaluation
-    if any(tensor.layout != torch.strided for tensor in tensors if not isinstance(tensor, LinearizedTensor)):
-        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
     found = TABLE.get(function)
     if found is None:
         raise NotPiecewiseLinearError(
             f"{name} in module {evaluation.module.path()!r} has no rule: it is not piecewise linear or not supported, "
             "and it is applied to a tensor that depends on the network's input"
         )
+    sparse = any(t.layout != torch.strided for t in tensors if not isinstance(t, LinearizedTensor))
+    if sparse and not found.takes_sparse:
+        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
     if not args and "input" in kwargs and "condition" not in kwargs:
         args = (kwargs.pop("input"),)
     if "axis" in kwargs:  # numpy's name, which torch takes too
@@ -201,13 +204,22 @@ def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearEr
 
 
 def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
-    same_kind = target.is_floating_point() == result.value.is_floating_point()
-    if not isinstance(target, LinearizedTensor) or target.shape != result.shape or not same_kind:
+    fits = target.shape == result.shape and target.is_floating_point() == result.value.is_floating_point()
+    if fits and isinstance(target, LinearizedTensor):
+        return target.become(result)
+    if not fits or not _is_alone(target):
         raise NotPiecewiseLinearError(
-            f"{name} writes a tensor that depends on the network's input into one that does not, or of another "
-            "shape or kind"
+            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape "
+            "or kind; a constant to write into has to be a new tensor of which there are no views"
         )
-    return target.become(result)
+    return result.evaluation.put_into(target, result)
+
+
+def _is_alone(target: Tensor) -> bool:
+    """Whether the tensor alone has its memory, is made for the moment, and can become one of this class."""
+    plain = type(target) is Tensor and not target.requires_grad and not is_traced() and not weakref.getweakrefs(target)
+    references = torch._C._storage_Use_Count(target.untyped_storage()._cdata) if plain else 0
+    return plain and not target._is_view() and references <= 2  # the tensor's, and that of asking
 
 
 def _tensors(argument: Any, found: list[Tensor]) -> list[Tensor]:

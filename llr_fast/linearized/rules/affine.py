@@ -131,6 +131,33 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
     return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t), other)
 
 
+@rule("lerp", inplace=True)
+def _lerp(function: Any, input: Any, end: Any, weight: Any) -> LinearizedTensor:
+    require_constant(function, weight)
+    return input + torch.sub(end, input) * weight  # type: ignore[no-any-return]
+
+
+@rule("addcmul", inplace=True)
+def _addcmul(function: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> LinearizedTensor:
+    return torch.add(input, torch.mul(tensor1, tensor2), alpha=value)  # type: ignore[return-value]
+
+
+@rule("addcdiv", inplace=True)
+def _addcdiv(function: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> LinearizedTensor:
+    return torch.add(input, torch.div(tensor1, tensor2), alpha=value)  # type: ignore[return-value]
+
+
+@rule("nan_to_num", inplace=True)
+def _nan_to_num(
+    function: Any, x: LinearizedTensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> LinearizedTensor:
+    """Infinite entries are constants, and what is finite stays so nearby."""
+    largest = torch.finfo(x.evaluation.settings.seen(x.value.dtype)).max
+    posinf, neginf = largest if posinf is None else posinf, -largest if neginf is None else neginf
+    finite = x.value.isfinite()
+    return pointwise(x, x.value.nan_to_num(nan, posinf, neginf), lambda t: torch.where(finite, t, 0.0))
+
+
 @rule("where")
 def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedTensor:
     if function is Tensor.where:  # the method's order is another one
@@ -189,7 +216,7 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
     return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples)
 
 
-@rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__")
+@rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__", torch.sparse.mm, takes_sparse=True)
 def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor:
     (b,) = (*args, *named.values())  # torch calls it other, mat2 or vec
     if function.__name__ == "__rmatmul__":
@@ -197,6 +224,8 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
     x, factor = (a, b) if isinstance(a, LinearizedTensor) else (b, a)
     if isinstance(factor, LinearizedTensor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
+    if factor.layout != torch.strided:
+        return _sparse_times(factor, x) if x is b else _sparse_times(factor.t(), x.mT).mT  # type: ignore[return-value, arg-type]
     (for_value,), (for_tangents,) = constants(x, factor)
     rank, contracted = x.value.dim(), x.value.dim() - (1 if x is a or x.value.dim() == 1 else 2)
     samples = x.samples.kept((contracted,), "matmul")
@@ -213,6 +242,16 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
     return x.replaced(value, x.linearization.mapped(lambda t: product(t, like(for_tangents, t))), samples)
 
 
+def _sparse_times(matrix: Tensor, x: LinearizedTensor) -> LinearizedTensor:
+    """A sparse matrix times x [n] or [n, m]: each of its entries takes a row of x along, as an edge of a graph does."""
+    entries = matrix.to_sparse_coo().coalesce()
+    into, out_of = entries.indices()
+    weight = entries.values().view(-1, *[1] * (x.value.dim() - 1))
+    messages: Any = torch.index_select(x, 0, out_of) * weight
+    nothing = x.new_zeros(matrix.size(0), *x.value.shape[1:])
+    return torch.index_add(nothing, 0, into, messages)  # type: ignore[return-value]
+
+
 @rule("addmm", "addmv", "baddbmm")
 def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> LinearizedTensor:
     if not isinstance(input, LinearizedTensor):
@@ -220,6 +259,20 @@ def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1,
         ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
     total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
     return total
+
+
+@rule("tensordot")
+def _tensordot(function: Any, a: Any, b: Any, dims: Any = 2, out: None = None) -> LinearizedTensor:
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    pairs = (range(a.dim() - dims, a.dim()), range(dims)) if isinstance(dims, int) else dims
+    first, second = ([d % t.dim() for d in along] for t, along in zip((a, b), pairs, strict=True))
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    of_a = [next(letters) for _ in range(a.dim())]
+    of_b = [of_a[first[second.index(d)]] if d in second else next(letters) for d in range(b.dim())]
+    left = [letter for d, letter in enumerate(of_a) if d not in first]
+    right = [letter for d, letter in enumerate(of_b) if d not in second]
+    return torch.einsum(f"{''.join(of_a)},{''.join(of_b)}->{''.join(left + right)}", a, b)  # type: ignore[return-value]
 
 
 @rule("einsum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,11 +54,55 @@ def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> L
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
 
 
-@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
+@rule("lp_pool1d", "lp_pool2d", "lp_pool3d")
+def _sum_pool(
+    function: Any, x: LinearizedTensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> LinearizedTensor:
+    """Torch sums entries, not their sizes, so that with p = 1 it is an average times their number."""
+    if norm_type != 1:
+        raise refuse(x, function, "of all norm_type= 1 is supported")
+    rank = spatial_rank(function)
+    sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else [kernel_size] * rank
+    average = getattr(F, f"avg_pool{rank}d")
+    return average(x, kernel_size, stride, 0, ceil_mode) * math.prod(sizes)  # type: ignore[no-any-return]
+
+
+@rule("grid_sample")
+def _grid_sample(function: Any, x: LinearizedTensor, grid: Tensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    require_constant(function, grid)
+    if not isinstance(x, LinearizedTensor):
+        raise refuse(grid, function, "a grid that depends on the network's input is not linear")
+    x.samples.kept(range(1, x.value.dim()), "grid_sample")
+    (for_value,), (for_tangents,) = constants(x, grid)
+    value = function(x.value, for_value, *args, **kwargs)
+
+    def sample(t: Tensor) -> Tensor:
+        found: Tensor = function(t, for_tangents.to(t.dtype), *args, **kwargs)
+        return found
+
+    return x.replaced(value, x.linearization.mapped(sample))
+
+
+@rule("instance_norm", updates=True)
+def _instance_norm(
+    function: Any,
+    x: LinearizedTensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> LinearizedTensor:
+    if use_input_stats:
+        raise refuse(x, function, "a division by statistics of the input is not linear; use running statistics")
+    return _batch_norm(function, x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", F.unfold, "fold")
 def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
     x.samples.kept(range(1, x.value.dim()), function_name(function))
-    if function is Tensor.unfold:
-        raise refuse(x, function, "use torch.nn.functional.unfold")
     value = function(x.value, *args, **kwargs)
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
 

@@ -40,9 +40,17 @@ def _expand(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
     return pointwise(x, function(x.value, *args, **kwargs), identity)
 
 
+@rule("broadcast_tensors")
+def _broadcast_tensors(function: Any, *tensors: Any) -> tuple[Tensor, ...]:
+    tensors = tuple(tensors[0]) if len(tensors) == 1 and _sequence(tensors[0]) else tensors
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    return tuple(t.expand(shape) for t in tensors)
+
+
 @rule(
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "t", "adjoint", "T", "mT"),
-    *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean"),
+    *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean", "diff"),
+    *("tril", "triu", Tensor.unfold),
 )
 def structural(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """A linear function whose output entries are sums of input entries, by shapes alone."""
@@ -55,8 +63,8 @@ def _moveaxis(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(
-    *("index_select", "__getitem__", "take_along_dim", "repeat", "tile", "repeat_interleave"),
-    *("flip", "fliplr", "flipud", "roll"),
+    *("index_select", "__getitem__", "repeat", "tile", "repeat_interleave"),
+    *("flip", "fliplr", "flipud", "roll", "rot90"),
 )
 def selection(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """Each entry of the output is one of the input."""
