@@ -76,6 +76,18 @@ def function_name(function: Any) -> str:
     return function.__self__.__name__ if name == "__get__" else name.lstrip("_") if name.startswith("_m") else name
 
 
+def named_by(function: Any) -> Any:
+    """The function of torch that an operator of an exported program stands for; any other function is itself."""
+    if not isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return function
+    if function in TABLE:
+        return function
+    packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
+    namespace, name = packet._qualified_op_name.split("::")
+    known = (found for found in _functions(name) if found in TABLE) if namespace == "aten" else ()
+    return next(iter(known), function)
+
+
 def _functions(name: str | Callable[..., Any]) -> Iterator[Any]:
     if not isinstance(name, str):
         yield name

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from llr_fast.checks import WithDerivatives
 from llr_fast.errors import MixedSamplesError, NotPiecewiseLinearError
@@ -16,7 +15,8 @@ from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.layers import Activation
 from llr_fast.linearized.linearization import Linearization
-from llr_fast.linearized.table import TABLE, function_name
+from llr_fast.linearized.local import NoBoundError, Sums
+from llr_fast.linearized.table import TABLE, function_name, named_by
 from llr_fast.linearized.torch_modes import is_traced
 
 
@@ -31,6 +31,7 @@ class LinearizedTensor(WithDerivatives):
     samples: Samples
     evaluation: Evaluation[Any]
     frozen: bool = False  # the same all over the linear region, as a comparison or the places of the largest entries
+    rounded: bool = False  # where rounding is bounded: whether its value is not the exact one of its operands
     ties: Tensor | None = None  # of places: those of entries equal to others, which may as well be chosen
     _versions: list[int]  # shared by all views of one memory: [number of in-place changes so far]
     _seen: int
@@ -72,20 +73,38 @@ class LinearizedTensor(WithDerivatives):
         if func is torch.ops.aten.detach.default:  # a checkpoint keeps its inputs
             args[0].evaluation.checkpointed = True
             same = args[0].replaced(args[0].value, args[0].linearization)
-            same.frozen, same.ties = args[0].frozen, args[0].ties
+            same.frozen, same.rounded, same.ties = args[0].frozen, args[0].rounded, args[0].ties
             return same
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(
-        self, value: Tensor, linearization: Linearization, samples: Samples | None = None, exact: bool = False
+        self,
+        value: Tensor,
+        linearization: Linearization,
+        samples: Samples | None = None,
+        exact: bool = False,
+        sums: Callable[[], Sums] | None = None,
     ) -> LinearizedTensor:
-        """The result of a function of this tensor; `exact` of one that rounds nothing."""
+        """The result of a function of this tensor; `exact` of one that rounds nothing.
+
+        How it adds up, `sums`, is asked for where the rounding of each result is bounded.
+        """
         samples = self.samples if samples is None else samples
+        rounded = False
+        if self.evaluation.settings.bounds and value.numel():
+            if sums is None and not exact and not _share_memory(value, self.value):
+                raise NoBoundError
+            whole = not (value.is_floating_point() or value.is_complex())  # numbers, whose sums are exact
+            found = Sums() if sums is None or whole else sums()
+            linearization.bounded(value, found, samples)
+            rounded = found.terms > 0
         rounding = self.evaluation.settings.rounding
         rounds = not exact and value.is_floating_point() and not _share_memory(value, self.value)
         if rounding is not None and rounds:
             linearization = rounding(value, linearization)
-        return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
+        result = LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
+        result.rounded = rounded
+        return result
 
     def activated(self, function: str, kinks: tuple[float, ...], piece: Tensor, slope: Tensor) -> Linearization:
         """Has the entries collected as neurons; returns their linearization multiplied by `slope`.
@@ -106,7 +125,7 @@ class LinearizedTensor(WithDerivatives):
     def become(self, other: LinearizedTensor) -> LinearizedTensor:
         """Takes over `other` in place; views of the old memory raise when they are used again."""
         self.value, self.linearization, self.samples = other.value, other.linearization, other.samples
-        self.frozen, self.ties = other.frozen, other.ties
+        self.frozen, self.rounded, self.ties = other.frozen, other.rounded, other.ties
         self._versions[0] += 1
         self._seen = self._versions[0]
         return self
@@ -156,6 +175,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
+    function = named_by(function)
     tensors = _tensors((args, kwargs), [])
     operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
     name, evaluation = function_name(function), operands[0].evaluation
@@ -188,14 +208,22 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = found.run(function, *args, **kwargs)
     except MixedSamplesError as error:
         raise MixedSamplesError(f"{error} (in module {evaluation.module.path()!r})") from None
+    except NoBoundError:
+        raise refuse(operands[0], function, "rigorous=True has no bound of its rounding") from None
     except (RuntimeError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(operand.shape)) for operand in operands)
         raise ValueError(
             f"{name} in module {evaluation.module.path()!r} failed on input of shape {shapes}: {error}"
         ) from error
     if all(operand.frozen for operand in operands):  # so is what is computed of nothing else
-        tree_map_only(LinearizedTensor, LinearizedTensor.freeze, result)
+        _freeze_all(result, any(operand.rounded for operand in operands))
     return result if target is None else _write(name, target, result)
+
+
+def _freeze_all(result: Any, rounded: bool) -> None:
+    for tensor in _tensors(result, []):
+        if isinstance(tensor, LinearizedTensor):
+            tensor.freeze().rounded |= rounded
 
 
 def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearError:

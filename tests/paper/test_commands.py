@@ -12,6 +12,7 @@ from llr_fast import evaluate, gradient_norms
 from llr_fast.__main__ import main
 from llr_fast.paper import algorithms, classifiers, curves, estimators, mnist, timing
 from llr_fast.paper.datasets import Images
+from llr_fast.paper.study import Study
 
 TINY = {
     "mnist": "--epochs 2 --curve-epochs 1 --samples 1",
@@ -135,6 +136,18 @@ def test_table_of_the_paper(data, tmp_path, monkeypatch):
     assert "|8523|" in text.replace(" ", "")
     assert mnist.deviation([90.0, 110.0, 230.0], (100, 100, 200)) == "+15%"
     assert mnist.deviation([70.0, 110.0, 200.0], (100, 100, 200)) == "-30%"
+
+
+def test_networks_that_diverge_are_gaps_of_the_curves(data, tmp_path, monkeypatch):
+    def diverge(model, roll, data, epochs, path):
+        model[0].weight.data.fill_(torch.nan if roll.C == 8 else 1)
+        path.touch()
+
+    monkeypatch.setattr(classifiers, "train", diverge)
+    split = classifiers.split(mnist.datasets.mnist(data), classifiers.MEAN, classifiers.STD, flat=True)
+    points = curves.measure(split, Study("mnist", tmp_path, {"seed": 0, "curve_epochs": 1}))
+    assert [p["margin"] is None and p["accuracy"] is None for p in points] == [False, True] * len(GAMMAS)
+    curves.draw(points).savefig(tmp_path / "gaps.png")
 
 
 def test_split_of_the_paper():

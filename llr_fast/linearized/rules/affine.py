@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import SMALL, Absolute, NoBoundError, Sums, ratio, size
 from llr_fast.linearized.table import rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
 from llr_fast.linearized.torch_modes import like
@@ -21,8 +22,10 @@ from llr_fast.linearized.torch_modes import like
 def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]:
     """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet.
 
-    What stays the same all over the linear region is one.
+    What stays the same all over the linear region is one, but not where it is rounded and that has to be bounded.
     """
+    if any(t.rounded for t in linearized_of(*tensors)):
+        raise NoBoundError
     tensors = tuple(t.value if isinstance(t, LinearizedTensor) else t for t in tensors)
     keep = x.evaluation.settings.constant
     certificate = x.evaluation.settings.certificate
@@ -33,6 +36,10 @@ def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]
 def moves(operand: Any) -> bool:
     """Whether it is a tensor that changes with the input within a linear region."""
     return isinstance(operand, LinearizedTensor) and not operand.frozen
+
+
+def linearized_of(*operands: Any) -> list[LinearizedTensor]:
+    return [operand for operand in operands if isinstance(operand, LinearizedTensor)]
 
 
 def in_order(a: Any, b: Any) -> tuple[LinearizedTensor, Any]:
@@ -55,32 +62,66 @@ def broadcast_samples(value: Tensor, function: str, *operands: LinearizedTensor)
     return places.pop()
 
 
-def pointwise(x: LinearizedTensor, value: Tensor, function: Callable[..., Tensor], *constants: Any) -> LinearizedTensor:
-    """A function of single entries of `x` and of `constants`, with the broadcast `value` it takes."""
-    frozen = (c for c in constants if isinstance(c, LinearizedTensor))
-    samples = broadcast_samples(value, "broadcasting", x, *frozen)
-    return x.replaced(value, x.linearization.pointwise(function, value.shape), samples)
+def pointwise(
+    x: LinearizedTensor,
+    value: Tensor,
+    function: Callable[..., Tensor],
+    absolute: Absolute | None = None,
+    constant_of: Any = None,
+    **roundings: Any,
+) -> LinearizedTensor:
+    """A function of single entries of `x`, with the broadcast `value` it takes; exact but for `roundings`, see Sums.
+
+    `constant_of` is the constant in it, if any, which may be one of the linear region alone.
+    """
+    samples = broadcast_samples(value, "broadcasting", x, *linearized_of(constant_of))
+    linearization = x.linearization.pointwise(function, value.shape, absolute=absolute)
+    return x.replaced(value, linearization, samples, sums=_sums_of(value, roundings, x))
 
 
 def total(
-    function: Any, a: LinearizedTensor, b: LinearizedTensor, combine: Callable[..., Tensor], *constants: Any
+    function: Any,
+    a: LinearizedTensor,
+    b: LinearizedTensor,
+    combine: Callable[..., Tensor],
+    absolute: Absolute | None = None,
+    constant_of: Any = None,
+    **roundings: Any,
 ) -> LinearizedTensor:
-    """A linear combination, made with `constants`, of two tensors that both depend on the network's input."""
+    """A linear combination of two tensors that both depend on the network's input; otherwise as `pointwise`."""
     value = combine(a.value, b.value)
-    linearization = a.linearization.pointwise(combine, value.shape, b.linearization)
-    frozen = (c for c in constants if isinstance(c, LinearizedTensor))
-    return a.replaced(value, linearization, broadcast_samples(value, function.__name__, a, b, *frozen))
+    linearization = a.linearization.pointwise(combine, value.shape, b.linearization, absolute=absolute)
+    samples = broadcast_samples(value, function.__name__, a, b, *linearized_of(constant_of))
+    return a.replaced(value, linearization, samples, sums=_sums_of(value, roundings, a, b))
+
+
+def _sums_of(value: Tensor, roundings: dict[str, Any], *operands: LinearizedTensor) -> Callable[[], Sums]:
+    """Of a function of single entries, which are broadcast to `value`."""
+
+    def sums() -> Sums:
+        copies = max(ratio(value, x.value) for x in operands)
+        back = roundings.get("terms", 0) + (copies if copies > 1 else 0)
+        return Sums(tuple(x.value for x in operands), back=back, **roundings)
+
+    return sums
 
 
 def add(a: Any, b: Any, alpha: Any = 1, function: Any = torch.add) -> LinearizedTensor:
     """a + alpha * b, where a, b or both depend on the network's input."""
+    once = alpha in (1, -1)  # then the product rounds nothing
+    rounded: dict[str, Any] = {"terms": 1 if once else 2, "once": once}
     if isinstance(a, LinearizedTensor) and isinstance(b, LinearizedTensor):
-        return total(function, a, b, lambda s, t: torch.add(s, t, alpha=alpha))
+        sizes = None if alpha == 1 else (lambda s, t: s + t * size(alpha))
+        return total(function, a, b, lambda s, t: torch.add(s, t, alpha=alpha), sizes, **rounded)
     if isinstance(a, LinearizedTensor):
         (b,), _ = constants(a, b)
-        return pointwise(a, torch.add(a.value, b, alpha=alpha), identity)
+        constant = 0.0 if once else b * alpha
+        return pointwise(a, torch.add(a.value, b, alpha=alpha), identity, constant=constant, **rounded)
     (a,), _ = constants(b, a)
-    return pointwise(b, torch.add(torch.mul(b.value, alpha), a), identity if alpha == 1 else lambda t: t * alpha)
+    value = torch.add(torch.mul(b.value, alpha), a)
+    if alpha == 1:
+        return pointwise(b, value, identity, **rounded)
+    return pointwise(b, value, lambda t: t * alpha, lambda t: t * size(alpha), constant=a, **rounded)
 
 
 @rule("add", "__add__", "__radd__", inplace=True)
@@ -100,7 +141,7 @@ def _rsub(function: Any, input: Any, other: Any, *, alpha: Any = 1) -> Linearize
 
 @rule("neg", "negative", "__neg__", inplace=True)
 def _neg(function: Any, x: LinearizedTensor) -> LinearizedTensor:
-    return pointwise(x, -x.value, torch.neg)
+    return pointwise(x, -x.value, torch.neg, identity)
 
 
 @rule("positive", "__pos__", "clone", "contiguous", "detach", "alias")
@@ -116,7 +157,12 @@ def _mul(function: Any, input: Any, other: Any) -> LinearizedTensor:
     if moves(factor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     (for_value,), (for_tangents,) = constants(x, factor)
-    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * like(for_tangents, t), factor)
+    value = torch.mul(x.value, for_value)
+
+    def of_sizes(t: Tensor) -> Tensor:
+        return t * size(for_tangents, t)
+
+    return pointwise(x, value, lambda t: t * like(for_tangents, t), of_sizes, factor, terms=1)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", inplace=True)
@@ -128,7 +174,12 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
             raise refuse(x, function, "of rounded quotients those with rounding_mode='floor' are supported")
         return torch.floor_divide(x, other)  # type: ignore[return-value]
     (for_value,), (for_tangents,) = constants(x, other)
-    return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t), other)
+    value = torch.div(x.value, for_value)
+
+    def of_sizes(t: Tensor) -> Tensor:
+        return t / size(for_tangents, t).clamp_max(1 / SMALL)
+
+    return pointwise(x, value, lambda t: t / like(for_tangents, t), of_sizes, other, terms=1)
 
 
 @rule("lerp", inplace=True)
@@ -149,7 +200,11 @@ def _addcdiv(function: Any, input: Any, tensor1: Any, tensor2: Any, *, value: An
 
 @rule("nan_to_num", inplace=True)
 def _nan_to_num(
-    function: Any, x: LinearizedTensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+    function: Any,
+    x: LinearizedTensor,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
 ) -> LinearizedTensor:
     """Infinite entries are constants, and what is finite stays so nearby."""
     largest = torch.finfo(x.evaluation.settings.seen(x.value.dtype)).max
@@ -167,7 +222,7 @@ def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedT
     mask = condition.value if isinstance(condition, LinearizedTensor) else condition
     mask = mask.bool()  # torch takes bytes too, whose ~ is no negation
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
-        return total(function, input, other, lambda s, t: torch.where(mask, s, t), condition)
+        return total(function, input, other, lambda s, t: torch.where(mask, s, t), constant_of=condition)
     if isinstance(input, LinearizedTensor):
         return _where_or_constant(mask, input, other, condition)
     if isinstance(other, LinearizedTensor):
@@ -179,7 +234,8 @@ def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedT
 def _where_or_constant(mask: Tensor, x: LinearizedTensor, constant: Any, condition: Any) -> LinearizedTensor:
     (for_value,), _ = constants(x, constant)
     x.evaluation.padded |= isinstance(constant, Tensor) or abs(constant) == math.inf
-    return pointwise(x, torch.where(mask, x.value, for_value), lambda t: torch.where(mask, t, 0.0), condition)
+    value = torch.where(mask, x.value, for_value)
+    return pointwise(x, value, lambda t: torch.where(mask, t, 0.0), constant_of=condition)
 
 
 @rule("masked_fill", inplace=True)
@@ -213,7 +269,12 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
     if together is not None:
         value, linearization = together
         return x.replaced(value if b is None else value + b, linearization, samples)
-    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples)
+
+    def sums() -> Sums:
+        outputs, inputs = w.shape if w.dim() == 2 else (1, len(w))
+        return Sums((x.value,), terms=inputs + 1, back=outputs, constant=0.0 if b is None else b)
+
+    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples, sums=sums)
 
 
 @rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__", torch.sparse.mm, takes_sparse=True)
@@ -239,7 +300,14 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
     # A vector takes an axis away from behind the batch axis; more axes of the constant are put in front.
     kept_rank = rank - (for_value.dim() == 1 and samples.dim < contracted)
     samples = samples if samples.count == 1 else samples.shifted(value.dim() - kept_rank)
-    return x.replaced(value, x.linearization.mapped(lambda t: product(t, like(for_tangents, t))), samples)
+    linearization = x.linearization.mapped(
+        lambda t: product(t, like(for_tangents, t)), absolute=lambda t: product(t, size(for_tangents, t))
+    )
+
+    def sums() -> Sums:
+        return Sums((x.value,), terms=x.value.size(contracted), back=for_value.numel())
+
+    return x.replaced(value, linearization, samples, sums=sums)
 
 
 def _sparse_times(matrix: Tensor, x: LinearizedTensor) -> LinearizedTensor:
@@ -257,6 +325,8 @@ def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1,
     if not isinstance(input, LinearizedTensor):
         x = next(operand for operand in (*args, *named.values()) if isinstance(operand, LinearizedTensor))
         ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
+        if x.evaluation.settings.bounds and beta not in (0, 1, -1):
+            raise NoBoundError
     total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
     return total
 
@@ -278,24 +348,42 @@ def _tensordot(function: Any, a: Any, b: Any, dims: Any = 2, out: None = None) -
 @rule("einsum")
 def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    where = [i for i, operand in enumerate(operands) if isinstance(operand, LinearizedTensor)]
+    where = [i for i, operand in enumerate(operands) if moves(operand)]
+    where = where or [i for i, operand in enumerate(operands) if isinstance(operand, LinearizedTensor)][:1]
     x: LinearizedTensor = operands[where[0]]
     if len(where) > 1:
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
-    for_value, for_tangents = constants(x, *operands)
-    for_tangents[where[0]] = None  # the tangents themselves
+    others = [None if i == where[0] else operand for i, operand in enumerate(operands)]
+    for_value, for_tangents = constants(x, *others)
     inputs, output = _explicit(equation.replace(" ", ""), [operand.dim() for operand in operands])
     label = inputs[where[0]][x.samples.dim]
-    if x.samples.count > 1 and label not in output:
-        raise MixedSamplesError(f"einsum {equation!r} sums over the axis that holds the samples")
+    frozen = [(term, t.samples) for term, t in zip(inputs, others, strict=True) if isinstance(t, LinearizedTensor)]
+    apart = any(term[s.dim] != label or s.inner != x.samples.inner for term, s in frozen)
+    if x.samples.count > 1 and (label not in output or apart):
+        raise MixedSamplesError(f"einsum {equation!r} sums over the axis that holds the samples, or multiplies others")
 
     def product(t: Tensor, others: list[Any]) -> Tensor:
         terms = [t if i == where[0] else other for i, other in enumerate(others)]
         return torch.einsum(f"{','.join(inputs)}->{output}", *terms)
 
     samples = Samples(x.samples.count, max(output.find(label), 0), x.samples.inner)
-    linearization = x.linearization.mapped(lambda t: product(t, [like(c, t) for c in for_tangents]))
-    return x.replaced(product(x.value, for_value), linearization, samples)
+    linearization = x.linearization.mapped(
+        lambda t: product(t, [like(c, t) for c in for_tangents]),
+        absolute=lambda t: product(t, [None if c is None else size(c, t) for c in for_tangents]),
+    )
+    value = product(x.value, for_value)
+
+    def sums() -> Sums:
+        shapes = [operand.shape for operand in operands]
+        named = [pair for term, shape in zip(inputs, shapes, strict=True) for pair in zip(term, shape, strict=True)]
+        lengths: dict[str, int] = {}
+        for letter, length in named:
+            lengths[letter] = max(length, lengths.get(letter, 1))
+        products = math.prod(lengths.values())
+        terms, back = (len(inputs) + math.ceil(products / max(1, t.numel())) for t in (value, x.value))
+        return Sums((x.value,), terms=terms, back=back)
+
+    return x.replaced(value, linearization, samples, sums=sums)
 
 
 def _explicit(equation: str, ranks: list[int]) -> tuple[list[str], str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llr_fast.linearized.local import Sums
 from llr_fast.linearized.rules.piecewise import larger_or_smaller
 from llr_fast.linearized.rules.pooling import looks_for_padding
 from llr_fast.linearized.table import function_name, rule
@@ -194,7 +195,13 @@ def _collect(rows: LinearizedTensor, function: Any, first: Tensor, second: Tenso
 
     if dead is not None:
         z = z.masked_fill(dead, torch.finfo(z.dtype).max)
-    ahead = rows.replaced(z, rows.linearization.mapped(difference))
+
+    def both(t: Tensor) -> Tensor:
+        found = t.gather(-1, first) + t.gather(-1, second)
+        return found if dead is None else found.masked_fill(dead, 0.0)
+
+    linearization = rows.linearization.mapped(difference, absolute=both)
+    ahead = rows.replaced(z, linearization, sums=lambda: Sums(terms=1, back=2 * first.size(1), once=True))
     piece = piece.to(torch.int16 if 2 * rows.value.size(-1) <= 2**15 else torch.int64)
     ahead.activated(function_name(function), (0.0,), piece, torch.ones_like(z, dtype=torch.bool))
 
@@ -202,13 +209,14 @@ def _collect(rows: LinearizedTensor, function: Any, first: Tensor, second: Tenso
 def _taken(rows: LinearizedTensor, places: Tensor, values: Tensor | None = None) -> LinearizedTensor:
     """[R, k]: the entries at these places, whose values may be known."""
     values = rows.value.gather(-1, places) if values is None else values
-    return rows.replaced(values, rows.linearization.mapped(lambda t: t.gather(-1, places)), exact=True)
+    linearization = rows.linearization.mapped(lambda t: t.gather(-1, places))
+    return rows.replaced(values, linearization, exact=True, sums=lambda: Sums(back=places.size(-1)))
 
 
 def _places(rows: LinearizedTensor, places: Tensor, ties: Tensor | None = None) -> LinearizedTensor:
     """[R, k]: the places themselves, of which those where there are `ties` may be other ones nearby."""
     nothing = rows.linearization.mapped(lambda t: torch.zeros_like(t.gather(-1, places)))
-    found = rows.replaced(places, nothing).freeze()
+    found = rows.replaced(places, nothing, exact=True).freeze()
     found.ties = ties
     return found
 

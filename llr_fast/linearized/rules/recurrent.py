@@ -16,7 +16,13 @@ from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
 @rule("rnn_relu_cell")
 def _cell(
-    function: Any, input: Any, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    function: Any,
+    input: Any,
+    hx: Any,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> LinearizedTensor:
     return F.relu(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))  # type: ignore[return-value]
 

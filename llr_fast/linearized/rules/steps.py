@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr_fast.linearized.rules.affine import broadcast_samples, constants, moves, pointwise, require_constant
+from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import NoBoundError, Sums
+from llr_fast.linearized.rules.affine import (
+    broadcast_samples,
+    constants,
+    linearized_of,
+    moves,
+    pointwise,
+    require_constant,
+)
 from llr_fast.linearized.rules.piecewise import activate
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -71,7 +80,8 @@ def _round(function: Any, x: LinearizedTensor, *, decimals: int = 0) -> Lineariz
     if x.frozen:
         return _entrywise(function, x)
     value = function(x.value.clone())  # which it may write to
-    off = x.replaced(x.value - value, x.linearization, exact=True)
+    same = x.linearization.pointwise(identity, value.shape)
+    off = x.replaced(x.value - value, same, exact=True, sums=lambda: Sums(terms=1, once=True))
     nothing = torch.zeros_like(value, dtype=torch.bool)
     flat = off.activated(name, _ROUNDED[name], value.detach().long(), nothing)
     return x.replaced(value, flat, exact=True).freeze()
@@ -119,6 +129,8 @@ def _quantized(
 
     Torch's gradient goes straight through; the function itself is constant between its steps.
     """
+    if x.evaluation.settings.bounds:
+        raise NoBoundError
     y: Any = x * scale.detach().float().reciprocal()  # of that precision in torch
     level = torch.maximum(torch.minimum(y.value.detach().round(), limits[1] + 0 * y.value), limits[0] + 0 * y.value)
     dead = torch.stack([level <= limits[0], level >= limits[1]], -1)
@@ -155,11 +167,14 @@ def _logic(function: Any, *operands: Any) -> LinearizedTensor:
 
 def _entrywise(function: Any, *operands: Any) -> LinearizedTensor:
     """Any function of single entries that do not change within a linear region."""
-    frozen = [operand for operand in operands if isinstance(operand, LinearizedTensor)]
+    frozen = linearized_of(*operands)
     value = function(*(t.value.clone() if isinstance(t, LinearizedTensor) else t for t in operands))
+    exact = not value.is_floating_point() or function_name(function).rstrip("_") in _ROUNDED
+    if frozen[0].evaluation.settings.bounds and not (exact and not any(t.rounded for t in frozen)):
+        raise NoBoundError
     nothing = frozen[0].linearization.pointwise(torch.zeros_like, value.shape)
     samples = broadcast_samples(value, function_name(function), *frozen)
-    return frozen[0].replaced(value, nothing, samples).freeze()
+    return frozen[0].replaced(value, nothing, samples, exact=True).freeze()
 
 
 @rule("any", "all")
@@ -187,4 +202,4 @@ def _one_hot(function: Any, x: LinearizedTensor, num_classes: int = -1) -> Linea
         raise refuse(x, function, "expected places that stay the same in a linear region, and num_classes=")
     value = function(x.value, num_classes)
     nothing = x.linearization.mapped(lambda t: t.unsqueeze(-1).expand(*t.shape, num_classes))
-    return x.replaced(value, nothing).freeze()
+    return x.replaced(value, nothing, exact=True).freeze()
