@@ -92,9 +92,10 @@ class LinearizedTensor(WithDerivatives):
         samples = self.samples if samples is None else samples
         rounded = False
         if self.evaluation.settings.bounds and value.numel():
-            if sums is None and not exact and not _share_memory(value, self.value):
+            unknown = sums is None and not exact and not _share_memory(value, self.value)
+            if unknown or value.is_complex():
                 raise NoBoundError
-            whole = not (value.is_floating_point() or value.is_complex())  # numbers, whose sums are exact
+            whole = not value.is_floating_point()  # numbers, whose sums are exact
             found = Sums() if sums is None or whole else sums()
             linearization.bounded(value, found, samples)
             rounded = found.terms > 0

@@ -19,6 +19,23 @@ B, D, SHAPE = 4, 5, (2, 4)
 GENERATOR = torch.Generator().manual_seed(3)
 C4, C24 = (torch.randn(shape, generator=GENERATOR, dtype=DTYPE) for shape in (4, (2, 4)))
 
+PLACES, EDGES = torch.tensor([[3, 0, 2, 1], [1, 1, 3, 0]]), torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 2, 0]])
+SPARSE = torch.randn(5, 4, generator=GENERATOR, dtype=DTYPE).relu().to_sparse()
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(2)
+    RNN = nn.RNN(2, 2, nonlinearity="relu", batch_first=True).to(DTYPE).requires_grad_(False)
+
+
+def mean_of_neighbours(h: Tensor) -> Tensor:
+    index = EDGES[1].expand(len(h), 2, -1)
+    return torch.zeros_like(h).scatter_reduce(2, index, h[..., EDGES[0]], "mean", include_self=False)
+
+
+def assigned(target: Tensor, index, value) -> Tensor:
+    target[index] = value
+    return target
+
+
 # Functions of h [B, 2, 4] whose kinks, all of them, bend what they compute where h is an affine function of x.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda h: h.max(2)[0],
@@ -62,9 +79,27 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
         h, torch.tensor([0.5, 0.25]), torch.tensor([0, 2], dtype=torch.int32), 1, -3, 4
     ),
     "straight_through": lambda h: h + (h.sign() - h).detach(),
+    "rounded_straight_through": lambda h: h + (torch.round(3 * h) / 3 - h).detach(),
+    "jump_relu": lambda h: torch.where(h > C24.abs(), h, torch.zeros_like(h)),
+    "gather": lambda h: h.gather(2, PLACES.expand(len(h), 2, 4)),
+    "gather_by_order": lambda h: h.gather(2, h.argsort(2).flip(2)),
+    "routed": lambda h: h * torch.zeros_like(h).scatter_(2, h.argsort(2)[..., 2:], 1.0),
+    "scatter": lambda h: h.new_ones(len(h), 2, 4).scatter(2, PLACES[:, [0]].expand(len(h), 2, 4), h),
+    "scatter_add": lambda h: h.new_zeros(len(h), 2, 4).scatter_add_(2, PLACES.expand(len(h), 2, 4), h),
+    "messages": lambda h: h + torch.zeros_like(h).index_add_(2, EDGES[1], h[..., EDGES[0]], alpha=-0.7),
+    "sparse": lambda h: torch.sparse.mm(SPARSE, h.flatten(0, 1).T).T.reshape(-1, 2, 5),
+    "set_item": lambda h: assigned(h.clone(), (slice(None), 0, slice(0, 2)), h[:, 1, 2:] - 1),
+    "set_item_by_mask": lambda h: assigned(h.clone(), h < -0.3, 0.2),
+    "windows": lambda h: h.unfold(2, 2, 1) - h.unfold(2, 2, 1).mean(3, keepdim=True) / 2,
+    "tensordot": lambda h: torch.tensordot(h, C24, ([2], [1])),
+    "lerp": lambda h: torch.lerp(h, h.roll(1, 2), C4.abs()).diff(dim=2),
+    "filtered": lambda h: torch.fft.irfft(torch.fft.rfft(h) * torch.complex(C4[:3], C4[1:]), 4),
+    "unpooled": lambda h: F.max_unpool1d(*F.max_pool1d(h, 2, return_indices=True), 2),
+    "recurrent": lambda h: RNN(h.mT)[0],
 }
 # ... not all of them.
 PARTLY = {
+    "mean_of_neighbours": lambda h: h / 2 + mean_of_neighbours(F.relu(h)),
     "any_mask": lambda h: h * (h > 0.3).any(2, keepdim=True) - h * (h > -1).all(1, keepdim=True),
     "mean_of_winners": lambda h: h.masked_fill(h < h.mean(2, keepdim=True), 0),
     "linf_norm": lambda h: torch.linalg.vector_norm(h, math.inf, dim=(1, 2)),

@@ -392,7 +392,63 @@ NORMALISED = {
     for transposed in (False, True)
 }
 
-ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES, **ORDER}
+edges = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 2, 0]])
+places = torch.tensor([[3, 0, 2, 1], [1, 1, 3, 0], [0, 0, 2, 2]])
+sparse = torch.randn(5, 4, generator=GENERATOR, dtype=DTYPE).relu().to_sparse()
+grid = torch.rand(1, 3, 2, 2, generator=GENERATOR, dtype=DTYPE)
+spectrum = torch.complex(const(3), const(3))
+
+
+def written(x, index, value):
+    y = x.clone()
+    y[index] = value
+    return y
+
+
+PLACES = {
+    "gather": Row(M, lambda x: x.gather(2, places.expand(len(x), 3, 4))),
+    "gather_method_keyword": Row(M, lambda x: torch.gather(x, dim=2, index=places.expand(len(x), 3, 4))),
+    "take_along_dim": Row(M, lambda x: torch.take_along_dim(x, places[None], dim=2)),
+    "scatter": Row(M, lambda x: x.new_zeros(len(x), 3, 4).scatter(2, places[:1].expand(len(x), 3, 4), x * A34)),
+    "scatter_into": Row(M, lambda x: x.scatter(1, places[2:].expand(len(x), 1, 4), x[:, :1] * 2)),
+    "scatter_value": Row(M, lambda x: x.scatter(2, places[:, :2].expand(len(x), 3, 2), 0.5)),
+    "scatter_add": Row(M, lambda x: x.new_zeros(len(x), 3, 5).scatter_add_(2, places.expand(len(x), 3, 4), x)),
+    "scatter_mean": Row(M, lambda x: x.scatter_reduce(2, places.expand(len(x), 3, 4), 2 * x, "mean")),
+    "index_add": Row(M, lambda x: torch.zeros_like(x).index_add(2, edges[1], x[:, :, edges[0]], alpha=-2)),
+    "index_add_in_place": Row(M, lambda x: (x * 2).index_add_(2, edges[1], x[..., edges[0]] * A34[0, :1])),
+    "index_copy": Row(M, lambda x: x.index_copy(1, torch.tensor([2, 0]), x[:, :2] * A4)),
+    "index_fill": Row(M, lambda x: x.index_fill(2, torch.tensor([2, 0]), 0.7)),
+    "set_item": Row(M, lambda x: written(x, (slice(None), 1), x[:, 0] - 1)),
+    "set_item_broadcast": Row(M, lambda x: written(x, (..., slice(1, 3)), x[..., :1])),
+    "set_item_mask": Row(M, lambda x: written(x, (slice(None), A34 > 0), 0.3)),
+    "sparse": Row((4,), lambda x: torch.sparse.mm(sparse, x.T).T),
+    "sparse_matmul": Row((4,), lambda x: (sparse @ x.t()).t()),
+    "sparse_on_the_right": Row(V, lambda x: x[:, :5] @ sparse),
+    "sparse_csr": Row((4,), lambda x: torch.matmul(sparse.to_sparse_csr(), x.T).T),
+    "windows": Row(M, lambda x: x.unfold(2, 3, 1)),
+    "diff": Row(M, lambda x: x.diff(n=2)),
+    "diff_prepended": Row(M, lambda x: torch.diff(x, dim=1, prepend=A34[:1].expand(len(x), 1, 4))),
+    "rot90": Row(M, lambda x: x.rot90(3, (1, 2))),
+    "triu": Row(M, lambda x: x.triu(1)),
+    "broadcast_tensors": Row(M, lambda x: torch.broadcast_tensors(x, x[:, :1])[1]),
+    "tensordot": Row(M, lambda x: torch.tensordot(x, A34, dims=([1, 2], [0, 1])).unsqueeze(1)),
+    "tensordot_of_one": Row(M, lambda x: torch.tensordot(x, A46, 1)),
+    "lerp": Row(M, lambda x: torch.lerp(x, A34, 0.3)),
+    "lerp_of_two": Row(M, lambda x: torch.lerp(x, x.flip(1), A4)),
+    "addcmul": Row(M, lambda x: torch.addcmul(A34, x, A4, value=0.5)),
+    "addcdiv": Row(M, lambda x: x.addcdiv(x.flip(2), A4, value=2)),
+    "nan_to_num": Row(M, lambda x: torch.nan_to_num(x, nan=0.5)),
+    "grid_sample": Row(IMAGE, lambda x: F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=False)),
+    "lp_pool": Row(SIGNAL, lambda x: F.lp_pool1d(x, 1, 2)),
+    "instance_norm": module(SIGNAL, lambda: nn.InstanceNorm1d(2, track_running_stats=True, affine=True)),
+    "rfft": Row(M, lambda x: torch.view_as_real(torch.fft.rfft(x, norm="ortho")).flatten(2)[..., [0, 2, 3, 4]]),
+    "filter": Row(M, lambda x: torch.fft.irfft(torch.fft.rfft(x) * spectrum, n=4)),
+    "rfft2": Row(M, lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=(3, 4))),
+    "max_unpool": Row(SIGNAL, lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)),
+    "max_unpool_module": Row(IMAGE, lambda x: nn.MaxUnpool2d(2)(*nn.MaxPool2d(2, return_indices=True)(x))),
+}
+
+ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES, **ORDER, **PLACES}
 ROWS |= {f"keyword_{name}": row for name, row in KEYWORDS.items()}
 ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in (ACTIVATIONS | STEPS).items()}
 

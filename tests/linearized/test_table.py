@@ -204,7 +204,7 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f("bij->jbi", y)),
         each_sample(lambda f, y, each: f("bij,bij->bi", y, each(CB))),
         each_sample(lambda f, y, each: f("...ij,...kj->...ik", y, each(CB))),
-        each_sample(lambda f, y, each: f("bij,bij->bi", (y > 0.1).double(), each(CB)) * y[:, :, 0]),
+        each_sample(lambda f, y, each: f("bij,bij->bi", (y > 0.1).double(), each(CB)) * y[:, :, 0], bounded=False),
         example(lambda f, y: f("bij,bij->bi", (y > 0.1).double(), y)),
         example(lambda f, y: f("bij,cij->bi", y, (y > 0.1).double()), **MIXES),
         example(lambda f, y: f("bij->ij", y), **MIXES),
@@ -658,6 +658,7 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, (1, 2))),
         example(lambda f, y: f(y, (0, 1, 1, 0), "constant", 0.5)),
         example(lambda f, y: f(y, (1, 2), "reflect")),
+        example(lambda f, y: f(y, (0, 0, 1, 0, 0, 0))),
         example(lambda f, y: f(y, (0, 0, 0, 0, 1, 0)), **MIXES),
     ],
     **same("cat", "concat", "concatenate", examples=[

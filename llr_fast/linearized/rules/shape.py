@@ -107,7 +107,8 @@ def _pad(
 ) -> LinearizedTensor:
     padded = F.pad(x.value, pad, mode, value)
     x.evaluation.padded |= value is not None and abs(value) == math.inf
-    samples = x.samples.kept(range(x.value.dim() - len(pad) // 2, x.value.dim()), "pad")
+    padded_axes = [x.value.dim() - 1 - i // 2 for i, width in enumerate(pad) if width]
+    samples = x.samples.kept(padded_axes, "pad")
     if mode == "constant":
         return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples, sums=Sums)
     linearization = x.linearization.batched(lambda t: F.pad(t, pad, mode))

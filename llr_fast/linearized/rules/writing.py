@@ -125,7 +125,10 @@ class _Adding:
 
     def sums(self, into: Tensor, source: Tensor, linearized: Sequence[bool]) -> Sums:
         """Of these values: each result has sums, what was there, a factor, and a quotient."""
-        sizes = [torch.zeros_like(t) if depends else size(t) for t, depends in zip((into, source), linearized)]
+        sizes = [
+            torch.zeros_like(t, dtype=torch.float64) if depends else size(t)
+            for t, depends in zip((into, source), linearized)
+        ]
         operands = tuple(t for t, depends in zip((into, source), linearized) if depends)
         most = int(self.count(torch.zeros_like(into), torch.ones_like(source)).max()) if into.numel() else 0
         return Sums(operands, terms=most + 3, back=3, constant=(self.of_sizes or self.add)(*sizes))
@@ -142,7 +145,9 @@ def _put(
     into = _value(x, input)
     region = read(torch.empty(1, device=into.device).expand(input.shape)).shape
     source = source.expand(region) if isinstance(source, LinearizedTensor) else source
-    added = torch.as_tensor(_value(x, source), device=into.device).expand(region)
+    added = _value(x, source)
+    added = added if isinstance(added, Tensor) else torch.as_tensor(added, dtype=into.dtype, device=into.device)
+    added = added.to(into.device).expand(region)
     dtype = torch.result_type(into, added)
     into, added = into.to(dtype), added.to(dtype)
     adding = put if isinstance(put, _Adding) else None
