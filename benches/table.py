@@ -121,6 +121,11 @@ def _growth(runs: list[dict]) -> str:
     return _table([f"exact ROLL step, {base}, as one grows", "D + 1 passes", "Appendix D", "over cross-entropy"], rows)
 
 
+def _regions(runs: list[dict]) -> str:
+    rows = [[run["network"], _number(ratio(run, "regioncam"))] for run in runs]
+    return _table(["all regions on a square", "regioncam (float32)"], rows)
+
+
 def _memory(runs: list[dict]) -> str:
     names = ("paper_passes", "layer_by_layer", OURS, CROSS_ENTROPY)
     rows = []
@@ -131,7 +136,15 @@ def _memory(runs: list[dict]) -> str:
     return _table(["peak MB of an exact ROLL step", "D + 1 passes", "Appendix D", "llr_fast", "cross-entropy"], rows)
 
 
-TABLES = {"roll": _roll, "training": _training, "margin": _margin, "ops": _ops, "growth": _growth, "memory": _memory}
+TABLES = {
+    "roll": _roll,
+    "training": _training,
+    "margin": _margin,
+    "regions": _regions,
+    "ops": _ops,
+    "growth": _growth,
+    "memory": _memory,
+}
 
 
 def _number(value: float) -> str:

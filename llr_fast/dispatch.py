@@ -122,7 +122,9 @@ def call(op: str, *args: Any) -> Any:
 
     Without torch's dispatcher, which takes longer than a small kernel, where nobody watches the call.
     """
-    return _operator(op)(*args) if _is_watched(args) else _functions[op].apply(*args)
+    if _is_watched(args):
+        return _operator(op)(*args)
+    return _functions[op].apply(*args) if op in _functions else _implementations[op](*args)
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -159,6 +159,12 @@ struct RollMaxPoolGradients {
   T *d_z, *d_tangents;
 };
 
+// Lines a x + b y + c = 0 in the plane.
+template <class T>
+struct Lines {
+  const T *a, *b, *c;
+};
+
 // Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
 constexpr int64_t kTangentBlock = 2048;
 
@@ -185,6 +191,8 @@ struct Kernels {
   // Ratios of distances to norms, for the smallest of them.
   void (*margin_ratios)(const T* distance, const T* norm, int64_t n, T* ratio);
   void (*margin_ratios_by_float)(const T* distance, const float* norm, int64_t n, T* ratio);
+  // Which lines have vertices of a polygon on both sides; `found` has room for one more.
+  int64_t (*crossing_lines)(const Lines<T>&, int64_t n, const T* vertices, int64_t V, T thinnest, int64_t* found);
 };
 
 }  // namespace llr_fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -40,12 +41,20 @@ class Rounding:
         assert isinstance(linearization, Directions)
         tangents = linearization.tangents
         first = compact(tangents[:1])[0]
-        tiny = torch.finfo(first.dtype).tiny / _RELATIVE[first.dtype] ** 2  # smaller results may lose all digits
         exact, noise = tangents.split([len(tangents) - 1 - self._apart, 1 + self._apart])
-        of_first = self._grown(noise[0], first.abs() + tiny)
         value = value.nan_to_num(0.0, 0.0, 0.0)  # infinite ones are padding of a maximum
+        of_first = self._grown(noise[0], first.abs() + self._tiny(first))
         grown = [of_first, self._grown(noise[1], value)] if self._apart else [self._grown(of_first, value)]
         return Directions(torch.cat([exact, *(part.expand(1, *value.shape) for part in grown)]))
+
+    def grow(self, noise: Tensor, first: Tensor, value: Tensor, step: float) -> None:
+        """Adds to what the operands' noise becomes in a result, in place, for `step` times its first tangent."""
+        noise.addcmul_(first.abs() + self._tiny(first), self._random(first), value=step)
+        noise.addcmul_(value, self._random(value))
+
+    def _tiny(self, tangent: Tensor) -> float:
+        """Smaller results may lose all digits."""
+        return torch.finfo(tangent.dtype).tiny / _RELATIVE[tangent.dtype] ** 2
 
     def _grown(self, noise: Tensor, size: Tensor) -> Tensor:
         """The noise and a random part of each entry's size."""
@@ -85,8 +94,15 @@ def near(layer: Layer, kink: float) -> Tensor:
 def stays_on(layer: Layer, kink: float) -> Tensor:
     """[B, n]: where the value cannot be told from the kink, neither here nor one step along any direction from here."""
     *rates, noise = layer.tangents
-    within = error(noise.abs() + abs(kink))
-    on = (layer.z - kink).abs() <= within
+    return cannot_leave(layer.z - kink, rates, noise.abs() + abs(kink))
+
+
+def cannot_leave(offset: Tensor, rates: Iterable[Tensor], noise: Tensor) -> Tensor:
+    """[B, n]: where neither an offset from a kink nor its rates can be told from 0."""
+    within = error(noise)
+    on = offset.abs() <= within
+    if on.device.type == "cpu" and not on.any():
+        return on
     for rate in rates:
         on &= rate.abs() <= within
     return on

@@ -54,6 +54,11 @@ class Ramp:
         under = torch.zeros_like(z) + self.slopes(z)[0]
         return torch.where(z > self.upper, 0.0, torch.where(z > self.lower, 1.0, under))
 
+    def value(self, z: Tensor) -> Tensor:
+        """[*z.shape]"""
+        under = self.lower + self.slopes(z)[0] * (z - self.lower)
+        return torch.where(z > self.lower, z, under).clamp_max(self.upper)
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llr_fast.certificates import evaluation
+from llr_fast.certificates import agreement, evaluation
 from llr_fast.certificates.rounding import Rounding, stays_on, without_sides
 from llr_fast.checks import check_finite, check_range, check_tensor
 from llr_fast.data import PATIENCE
+from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.torch_modes import as_written
+from llr_fast.regions import dense
 from llr_fast.regions.count import pattern_hashes
+from llr_fast.regions.polygons import Polygons
 
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 _THINNEST = 1e-9  # part of the picture's diagonal; no polygon is cut closer to its boundary than this
@@ -71,7 +75,8 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
     Starting from the rectangle, every polygon is cut along the kinks of the first layer of neurons that has any in it;
     up to there all neurons are affine on the polygon, so the cuts are exact. Parts of one region that a max-pooling's
     lines have cut apart are put together again. A neuron that stays on a kink all over the rectangle, up to rounding,
-    bounds no region.
+    bounds no region. Dense layers and ReLUs in an `nn.Sequential` are computed one by one; any other network is
+    evaluated as a whole on all polygons at once, as often as it has layers.
 
     Args:
         model: a piecewise-linear network of x [B, 2], in evaluation mode.
@@ -80,7 +85,8 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
         progress: whether long work shows a progress bar.
 
     Returns:
-        One tensor [V, 2] of vertices for each region, in order around it; float64 on the CPU.
+        One tensor [V, 2] of vertices for each region, in order around it; float64 on the CPU. They may
+        share one tensor's memory.
 
     Raises:
         ValueError: the rectangle is empty; and as `margin`.
@@ -91,22 +97,35 @@ def regions_on_plane(model: nn.Module, extent: Extent, *, like: Tensor, progress
         >>> sorted(polygon.amax(0).tolist() for polygon in regions)
         [[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]]
     """
-    left, right, bottom, top = check_extent(extent)
+    extent = check_extent(extent)
+    left, right, bottom, top = extent
     thinnest = _THINNEST * float(np.hypot(right - left, top - bottom))
-    pending = [np.array([(left, bottom), (right, bottom), (right, top), (left, top)], dtype=np.float64)]
-    chunk = evaluation.samples_at_once(model, torch.zeros(2, 2, dtype=like.dtype, device=like.device), torch.float64)
-    found = defaultdict(list)
+    rectangle = Polygons.rectangle(*extent)
+    steps = _steps_of(model, rectangle, like)
     with tqdm(desc="regions", unit="region", delay=PATIENCE, disable=not progress) as bar:
-        while pending:
-            now, pending = pending[-chunk:], pending[:-chunk]
-            for polygon, pattern, layers in zip(now, *_at_centres(model, now, like, (left, right, bottom, top))):
-                parts = _cut_by_first_layer(polygon, layers, thinnest)
-                if len(parts) > 1:
-                    pending += parts
-                else:
-                    found[pattern].append(polygon)
-                    bar.update()
-    return [torch.from_numpy(_joined(parts)) for parts in found.values()]
+        if steps is not None:
+            found = []
+            for polygons in dense.Subdivision(steps, *_bounds(extent), thinnest).parts(rectangle):
+                bar.update(len(polygons))
+                found.append(polygons)
+            return Polygons.joined(found).separate()
+        regions = defaultdict(list)
+        for patterns, polygons in _by_evaluation(model, rectangle, like, extent, thinnest):
+            bar.update(len(polygons))
+            for pattern, polygon in zip(patterns, polygons.separate()):
+                regions[pattern].append(polygon)
+    return [_joined(parts) for parts in regions.values()]
+
+
+def _steps_of(model: nn.Module, rectangle: Polygons, like: Tensor) -> list[dense.Step] | None:
+    """Those of a dense network on the CPU, once they are seen to compute what it does; else None."""
+    if not isinstance(like, Tensor) or like.device.type != "cpu":
+        return None
+    steps = dense.steps_of(model)
+    if steps is not None:
+        x = torch.cat([rectangle.centres, *rectangle.separate()]).to(like.dtype)
+        agreement.check(model, x, torch.float64, dense.output(steps, x), agreement.plain_output(model, x))
+    return steps
 
 
 def check_extent(extent: Any) -> Extent:
@@ -119,80 +138,54 @@ def check_extent(extent: Any) -> Extent:
     return left, right, bottom, top
 
 
-def _at_centres(
-    model: nn.Module, polygons: list[np.ndarray], like: Tensor, extent: Extent
-) -> tuple[list[bytes], list[list[np.ndarray]]]:
-    """The pattern at each polygon's centre, and for each layer there its kink lines as rows (a, b, c) of ax + by + c.
+def _by_evaluation(
+    model: nn.Module, rectangle: Polygons, like: Tensor, extent: Extent, thinnest: float
+) -> Iterator[tuple[list[bytes], Polygons]]:
+    """Polygons on which the network is affine, as many at a time as are found together, and their patterns."""
+    pending = rectangle
+    chunk = evaluation.samples_at_once(model, torch.zeros(2, 2, dtype=like.dtype, device=like.device), torch.float64)
+    while len(pending):
+        pending, now = pending.split(max(0, len(pending) - chunk))
+        layers = _layers_at(model, now.centres, like, extent)
+        parts, origin = now.cut([_lines(layer, extent) for layer in layers], thinnest)
+        uncut = origin.bincount(minlength=len(now)) == 1
+        if uncut.any():
+            found = uncut.nonzero().squeeze(1)
+            kept = [without_sides(layer) for layer in layers]
+            pieces = [replace(layer, piece=layer.piece[found.to(layer.piece.device)]) for layer in kept]
+            yield pattern_hashes(pieces, len(found)), now.where(uncut)
+        pending = Polygons.joined([pending, parts.where(~uncut[origin])])
 
-    Rows are scaled so that the expression is the distance from the line. A neuron that stays on a kink all over the
-    picture has no line.
-    """
-    left, right, bottom, top = extent
-    size = np.array([right - left, top - bottom])
-    largest = torch.tensor([max(-left, right), max(-bottom, top)], dtype=torch.float64, device=like.device).abs()
-    centres = np.stack([polygon.mean(0) for polygon in polygons])
-    x = torch.from_numpy(centres).to(like.device)
-    axes = torch.from_numpy(np.diag(size)).to(like.device).unsqueeze(1).expand(-1, *x.shape)
+
+def _layers_at(model: nn.Module, centres: Tensor, like: Tensor, extent: Extent) -> list[Layer]:
+    """The layers of neurons at centres [P, 2], with their derivatives along the picture's sides, and noise."""
+    size, largest = (bounds.to(like.device) for bounds in _bounds(extent))
+    x = centres.to(like.device)
+    along_sides = size.diag().unsqueeze(1).expand(-1, *x.shape)
     rounding = Rounding()
-    layers = evaluation.layers_of(model, x, rounding.start(axes, largest), torch.float64, rounding=rounding)
-    lines: list[list[np.ndarray]] = [[] for _ in polygons]
-    for layer in layers:
-        gradient = layer.tangents[:2].movedim(0, 2).cpu().numpy() / size  # [G, n, 2]
-        norm = np.linalg.norm(gradient, axis=2)
-        for kink in layer.kinks:
-            constant = layer.z.cpu().numpy() - kink - np.einsum("gnd,gd->gn", gradient, centres)
-            for g, moves in enumerate((norm > 0) & ~stays_on(layer, kink).cpu().numpy()):
-                row = np.concatenate([gradient[g], constant[g, :, None]], 1)[moves]
-                lines[g].append(row / norm[g, moves, None])
-    return pattern_hashes([without_sides(layer) for layer in layers], len(polygons)), lines
+    return evaluation.layers_of(model, x, rounding.start(along_sides, largest), torch.float64, rounding=rounding)
 
 
-def _cut_by_first_layer(polygon: np.ndarray, layers: list[np.ndarray], thinnest: float) -> list[np.ndarray]:
-    """The parts of the polygon [V, 2] between the lines of the first layer that has any in it."""
-    for lines in layers:
-        crossing = _crossing(polygon, lines, thinnest)
-        if len(crossing):
-            done, open_ = [], [(polygon, crossing)]
-            while open_:
-                part, candidates = open_.pop()
-                candidates = _crossing(part, candidates, thinnest)
-                if len(candidates):
-                    open_ += [(half, candidates[1:]) for half in _halves(part, candidates[0], thinnest)]
-                else:
-                    done.append(part)
-            return done
-    return [polygon]
+def _lines(layer: Layer, extent: Extent) -> Tensor:
+    """[3, P, n]: the kink lines of a layer, for `cut_polygons`; none of neurons that stay on a kink."""
+    gradient = layer.tangents[:2] / _bounds(extent)[0].to(layer.z.device)[:, None, None]
+    of_kinks = [
+        torch.cat([gradient, layer.z[None] - kink]).masked_fill(stays_on(layer, kink), 0.0) for kink in layer.kinks
+    ]
+    return torch.cat(of_kinks, 2).cpu()
 
 
-def _crossing(polygon: np.ndarray, lines: np.ndarray, thinnest: float) -> np.ndarray:
-    """Those of the lines [n, 3] that have vertices on both sides."""
-    distance = polygon @ lines[:, :2].T + lines[:, 2]  # [V, n]
-    crossing: np.ndarray = lines[(distance.min(0) < -thinnest) & (distance.max(0) > thinnest)]
-    return crossing
+def _bounds(extent: Extent) -> tuple[Tensor, Tensor]:
+    """[2] each: how far the picture reaches along the axes, and the largest coordinates in it."""
+    left, right, bottom, top = extent
+    size, largest = [right - left, top - bottom], [max(abs(left), abs(right)), max(abs(bottom), abs(top))]
+    sizes, most = torch.tensor([size, largest], dtype=torch.float64, device="cpu").unbind()
+    return sizes, most
 
 
-def _halves(polygon: np.ndarray, line: np.ndarray, thinnest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of a convex polygon on either side of a line; vertices as good as on it belong to both."""
-    distance = polygon @ line[:2] + line[2]
-    below: list[np.ndarray] = []
-    above: list[np.ndarray] = []
-    for i, vertex in enumerate(polygon):
-        here, before = distance[i], distance[i - 1]
-        if min(here, before) < -thinnest and max(here, before) > thinnest:
-            between = polygon[i - 1] + before / (before - here) * (vertex - polygon[i - 1])
-            below.append(between)
-            above.append(between)
-        if here <= thinnest:
-            below.append(vertex)
-        if here >= -thinnest:
-            above.append(vertex)
-    return np.stack(below), np.stack(above)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _joined(parts: list[Tensor]) -> Tensor:
     """One polygon of parts of one region, which is convex."""
     if len(parts) == 1:
         return parts[0]
-    vertices = np.concatenate(parts)
-    hull: np.ndarray = vertices[ConvexHull(vertices).vertices]
-    return hull
+    vertices = torch.cat(parts)
+    return vertices[ConvexHull(vertices.numpy()).vertices]

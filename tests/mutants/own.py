@@ -388,4 +388,28 @@ OWN = (
         "nn.RNN in both directions: the order of steps",
         ("tests/linearized/refusals/test_constructs.py::test_supported_where_autograd_does_not_follow[rnn]",),
     ),
+    Mutant(
+        "plane-upper-kink",
+        "llr_fast/regions/dense.py",
+        "lines[2:] - kink]), noise.abs()",
+        "lines[2:] + kink]), noise.abs()",
+        "the upper kink of a ReLU6 cuts the plane elsewhere",
+        ("tests/regions/test_plane_kernels.py::test_other_activations",),
+    ),
+    Mutant(
+        "plane-not-compared",
+        "llr_fast/regions/plane.py",
+        "agreement.check(model, x, torch.float64, dense.output(steps, x), agreement.plain_output(model, x))",
+        "agreement.plain_output(model, x)",
+        "an activation that somebody replaced in its class: the regions are those of another network",
+        ("tests/regions/test_plane_kernels.py::test_a_class_that_does_something_else_is_refused",),
+    ),
+    Mutant(
+        "polygon-loses-a-corner",
+        "csrc/kernels/cut_polygons.cpp",
+        "if (here >= -least) append(above_, vertex(v));",
+        "if (here > least) append(above_, vertex(v));",
+        "a line through a corner of a polygon: one half lacks the corner",
+        ("tests/regions/test_plane_kernels.py",),
+    ),
 )
