@@ -57,10 +57,15 @@ class Settings:
 
         Where these are integers it has the precision of a certificate.
         """
-        if not isinstance(tensor, Tensor) or isinstance(tensor, WithDerivatives) or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or isinstance(tensor, WithDerivatives):
+            return tensor
+        if not tensor.is_floating_point() and not tensor.is_complex():
             return tensor
         tensor = tensor.detach() if self.certificate else tensor
-        return tensor if self.declared is None else tensor.to(like if like.is_floating_point else torch.float64)
+        if self.declared is None:
+            return tensor
+        precise = like if like.is_floating_point or like.is_complex else torch.float64
+        return tensor.to(precise.to_complex() if tensor.is_complex() else precise.to_real())
 
 
 class Evaluation(Generic[T]):

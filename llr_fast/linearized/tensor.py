@@ -233,7 +233,8 @@ def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearEr
 
 
 def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
-    fits = target.shape == result.shape and target.is_floating_point() == result.value.is_floating_point()
+    before, after = (t.is_floating_point() + 2 * t.is_complex() for t in (target, result.value))
+    fits = target.shape == result.shape and before == after
     if fits and isinstance(target, LinearizedTensor):
         return target.become(result)
     if not fits or not _is_alone(target):

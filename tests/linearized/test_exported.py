@@ -67,3 +67,5 @@ def test_margins_of_exported_programs(name):
     for sample, value in zip(x.split(1), found.value, strict=True):
         torch.testing.assert_close(oracle.margin(model, sample, 2)[0], value)
     torch.testing.assert_close(llr_fast.margin(exported, x, rigorous=True).value, expected.value)
+    penalties = [llr_fast.ROLLLoss(m, estimator="exact")(x)[1] for m in (exported, model)]
+    torch.testing.assert_close(*penalties)
