@@ -104,6 +104,21 @@ class Recorder(TorchFunctionMode):
         z, other = call(0, "input"), call(1, "other")
         if name in ("maximum", "minimum", "fmax", "fmin", "max", "min") and isinstance(other, Tensor):
             self.layers.append(Note((z - other).flatten(), [0.0]))
+        elif name in ORDERED:
+            names = ("amin", "amax") if name == "aminmax" else (name,)
+            notes = [order_neurons(each, z, call) for each in names]
+            self.layers += [note for note in notes if len(note.z)]
+        elif name in NORMS and call(2, "dim", 0) is not None:
+            order = call(1, "p", call(1, "ord"))
+            self.layers.append(Note(z.flatten(), [0.0]))
+            if order != 1:
+                self.layers.append(order_neurons("amax" if order > 0 else "amin", z.abs(), call, 2))
+        elif name in COMPARED:
+            if any(map(moves, (z, other))):
+                self.layers.append(Note((z - other).flatten(), [0.0]))
+        elif name in ROUNDED:
+            if moves(z):
+                self.layers.append(Note((z - ROUNDED[name](z).detach()).flatten(), STEPS[name]))
         elif name in KINKS:
             self.layers.append(Note(z.clone().flatten(), KINKS[name](call)))
         elif "max_pool" in name:
@@ -112,6 +127,12 @@ class Recorder(TorchFunctionMode):
         if name == "hardsigmoid":
             return (z / 6 + 0.5).clamp(0, 1)  # its derivative in torch is 1/6 rounded to float32
         return func(*args, **kwargs)
+
+
+def moves(operand) -> bool:
+    """Whether it depends on the input, which nobody knows where autograd is off."""
+    floats = isinstance(operand, Tensor) and operand.is_floating_point()
+    return floats and (operand.requires_grad or not torch.is_grad_enabled())
 
 
 class Arguments:
@@ -128,7 +149,13 @@ def bounds(call: Arguments) -> list[float]:
     return [bound for bound in (call(1, "min"), call(2, "max")) if bound is not None]
 
 
+COMPARED = ("gt", "greater", "ge", "greater_equal", "lt", "less", "le", "less_equal", "eq", "ne", "not_equal")
+ROUNDED = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil}
+STEPS = {"round": [-0.5, 0.5], "floor": [0.0, 1.0], "ceil": [-1.0, 0.0]}
 KINKS = {
+    "sign": lambda call: [0.0],
+    "sgn": lambda call: [0.0],
+    "signbit": lambda call: [0.0],
     "relu": lambda call: [0.0],
     "leaky_relu": lambda call: [0.0],
     "prelu": lambda call: [0.0],
@@ -164,6 +191,49 @@ def pool_neurons(z: Tensor, windows, axes: int, call: Arguments) -> Note:
             winners += [winner] * len(others)
             wins.append(entries == entries[winner])
     return Note(torch.cat(differences), [0.0], torch.tensor(winners, dtype=torch.long), torch.cat(wins))
+
+
+NORMS = ("norm", "linalg_vector_norm", "linalg_norm")
+ORDERED = ("max", "min", "amax", "amin", "aminmax", "argmax", "argmin", "sort", "msort", "argsort", "topk", "kthvalue")
+ORDERED += ("median", "cummax", "cummin")
+
+
+def order_neurons(name: str, z: Tensor, call: Arguments, position: int = 1) -> Note:
+    """Differences of entries of each row along the axes that a function of their order compares."""
+    last_by_default = name in ("sort", "argsort", "topk", "kthvalue")
+    dim = (
+        0
+        if name == "msort"
+        else call(position + (name in ("topk", "kthvalue")), "dim", -1 if last_by_default else None)
+    )
+    dims = list(range(z.dim())) if dim in (None, ()) else [dim] if isinstance(dim, int) else list(dim)
+    rest = [d for d in range(z.dim()) if d not in [e % z.dim() for e in dims]]
+    rows = z.permute(*rest, *[e % z.dim() for e in sorted(dims)]).reshape(math.prod(z.shape[d] for d in rest), -1)
+    pairs = [compared(name, row.tolist(), call) for row in rows]
+    differences = [torch.stack([row[a] - row[b] for a, b in pair]) for row, pair in zip(rows, pairs) if pair]
+    places = [a * rows.size(1) + b for pair in pairs for a, b in pair]
+    return Note(torch.cat([z.new_zeros(0), *differences]), [0.0], torch.tensor(places, dtype=torch.long))
+
+
+def compared(name: str, row: list[float], call: Arguments) -> list[tuple[int, int]]:
+    """The places in a row of which one has to stay ahead of the other."""
+    places = range(len(row))
+    rising = sorted(places, key=row.__getitem__)
+    if name in ("max", "amax", "argmax"):
+        return [(row.index(max(row)), i) for i in places if i != row.index(max(row))]
+    if name in ("min", "amin", "argmin"):
+        return [(i, row.index(min(row))) for i in places if i != row.index(min(row))]
+    if name in ("sort", "msort", "argsort"):
+        order = rising[::-1] if call(2, "descending", False) else rising
+        return [(b, a) for a, b in itertools.pairwise(order)]
+    if name == "topk":
+        order, k = rising[::-1] if call(3, "largest", True) else rising, call(1, "k")
+        return [*itertools.pairwise(order[:k]), *((order[k - 1], i) for i in places if i not in order[:k])]
+    if name in ("kthvalue", "median"):
+        middle = rising[call(1, "k") - 1 if name == "kthvalue" else (len(row) - 1) // 2]
+        return [(i, middle) for i in places if i != middle]
+    best = [row.index((max if name == "cummax" else min)(row[: i + 1])) for i in places]
+    return [(best[i - 1], i) for i in places[1:]]
 
 
 def each_axis(value, axes: int) -> list:

@@ -62,8 +62,6 @@ COMPILED = {
     "function": lambda: torch.jit.trace(torch.relu, X),
     "part": lambda: nn.Sequential(torch.jit.trace(MODEL, X)),
     "exported": lambda: torch.export.export(MODEL, (X,)),
-    "module": lambda: torch.export.export(MODEL, (X,)).module(),
-    "unflattened": lambda: torch.export.unflatten(torch.export.export(MODEL, (X,))),
 }
 
 

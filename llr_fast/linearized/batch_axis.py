@@ -26,7 +26,7 @@ class Samples:
     def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """Views `tensor` (after `lead` extra axes) as [..., count, n]: the entries of each sample in a row."""
         if self.count == 1:
-            return tensor.flatten(lead).unsqueeze(lead)
+            return (tensor if tensor.dim() > lead else tensor.unsqueeze(lead)).flatten(lead).unsqueeze(lead)
         dim = self.dim + lead
         if self.dim or tensor.size(dim) != self.count:
             tensor = tensor.unflatten(dim, (-1, self.count, self.inner)).movedim(dim + 1, lead)

@@ -22,6 +22,7 @@ from llr_fast.linearized.modules import RunningModule
 from llr_fast.linearized.torch_modes import checkpoint, is_traced
 
 T = TypeVar("T")
+T_with = TypeVar("T_with", bound=WithDerivatives)
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,27 @@ class Settings:
         """Whether autograd keeps what functions take, for a backward pass."""
         return not self.certificate and torch.is_grad_enabled()
 
+    def seen(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that a tensor of this one has to the model."""
+        return self.declared if self.declared and dtype.is_floating_point else dtype
+
     def grad_mode(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad() if self.certificate else contextlib.nullcontext()
 
     def constant(self, tensor: Any, like: torch.dtype) -> Any:
-        """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`."""
-        if not isinstance(tensor, Tensor) or isinstance(tensor, WithDerivatives) or not tensor.is_floating_point():
+        """A parameter, buffer or other tensor that does not depend on x, ready to meet values of dtype `like`.
+
+        Where these are integers it has the precision of a certificate.
+        """
+        if not isinstance(tensor, Tensor) or isinstance(tensor, WithDerivatives):
+            return tensor
+        if not tensor.is_floating_point() and not tensor.is_complex():
             return tensor
         tensor = tensor.detach() if self.certificate else tensor
-        return tensor if self.declared is None else tensor.to(like)
+        if self.declared is None:
+            return tensor
+        precise = like if like.is_floating_point or like.is_complex else torch.float64
+        return tensor.to(precise.to_complex() if tensor.is_complex() else precise.to_real())
 
 
 class Evaluation(Generic[T]):
@@ -151,6 +164,13 @@ class Evaluation(Generic[T]):
         if self.finished and self._backward != torch._C._current_graph_task_id():
             self._backward = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+
+    def put_into(self, target: Tensor, tensor: T_with) -> T_with:
+        """Makes of a plain tensor, whoever holds it, the last one that was remembered."""
+        self._made.pop()
+        swap_tensors(target, tensor)
+        self.remember(target)  # type: ignore[arg-type]
+        return target  # type: ignore[return-value]
 
     def finish(self) -> None:
         """Turns what the model still holds of the evaluation into plain tensors, in the dtype that the model saw.

@@ -21,7 +21,8 @@ class Rule:
 
     `inplace` says whether the function writes its result to its first argument: always, never, or, where its
     signature has that parameter, by the argument at position `inplace_position`. A rule that `updates` arguments of its
-    own, such as running statistics, is given them and not copies, and keeps none of them.
+    own, such as running statistics, is given them and not copies, and keeps none of them. One that `takes_ties` is
+    right whichever of equal entries torch chooses, and one that `takes_sparse` constants knows of layouts.
     """
 
     run: Callable[..., Any]
@@ -29,6 +30,8 @@ class Rule:
     inplace_position: int | None = None
     query: bool = False
     updates: bool = False
+    takes_ties: bool = False
+    takes_sparse: bool = False
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self.inplace_position is not None:
@@ -41,20 +44,28 @@ TABLE: dict[Any, Rule] = {}
 
 
 def rule(
-    *names: str | Callable[..., Any], query: bool = False, inplace: bool = False, updates: bool = False
+    *names: str | Callable[..., Any],
+    query: bool = False,
+    inplace: bool = False,
+    updates: bool = False,
+    takes_ties: bool = False,
+    takes_sparse: bool = False,
+    writes: bool = False,
 ) -> Callable[[R], R]:
     """Registers a rule for functions of these names in torch, Tensor and torch.nn.functional, or for one function.
 
-    With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too.
+    With `inplace` their in-place forms, `relu_` or `__iadd__`, are registered too; what `writes` is one itself.
     """
+
+    options: dict[str, Any] = {"takes_ties": takes_ties, "takes_sparse": takes_sparse}
 
     def register(run: R) -> R:
         for name in names:
             for function in _functions(name):
                 position = _inplace_position(function)
-                TABLE[function] = Rule(run, inplace_position=position, query=query, updates=updates)
+                TABLE[function] = Rule(run, writes, position, query, updates, **options)
             for function in _functions(_inplace_name(name)) if inplace and isinstance(name, str) else ():
-                TABLE[function] = Rule(run, inplace=True)
+                TABLE[function] = Rule(run, inplace=True, **options)
         return run
 
     return register
@@ -63,6 +74,18 @@ def rule(
 def function_name(function: Any) -> str:
     name = getattr(function, "__name__", str(function))
     return function.__self__.__name__ if name == "__get__" else name.lstrip("_") if name.startswith("_m") else name
+
+
+def named_by(function: Any) -> Any:
+    """The function of torch that an operator of an exported program stands for; any other function is itself."""
+    if not isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return function
+    if function in TABLE:
+        return function
+    packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
+    namespace, name = packet._qualified_op_name.split("::")
+    known = (found for found in _functions(name) if found in TABLE) if namespace == "aten" else ()
+    return next(iter(known), function)
 
 
 def _functions(name: str | Callable[..., Any]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.layers import Activation
 from llr_fast.linearized.linearization import Linearization
 from llr_fast.linearized.local import NoBoundError, Sums
-from llr_fast.linearized.table import TABLE, function_name
+from llr_fast.linearized.table import TABLE, function_name, named_by
+from llr_fast.linearized.torch_modes import is_traced
 
 
 class LinearizedTensor(WithDerivatives):
@@ -28,6 +30,9 @@ class LinearizedTensor(WithDerivatives):
     linearization: Linearization
     samples: Samples
     evaluation: Evaluation[Any]
+    frozen: bool = False  # the same all over the linear region, as a comparison or the places of the largest entries
+    rounded: bool = False  # where rounding is bounded: whether its value is not the exact one of its operands
+    ties: Tensor | None = None  # of places: those of entries equal to others, which may as well be chosen
     _versions: list[int]  # shared by all views of one memory: [number of in-place changes so far]
     _seen: int
 
@@ -40,10 +45,11 @@ class LinearizedTensor(WithDerivatives):
         evaluation: Evaluation[Any],
         views: Sequence[LinearizedTensor] = (),
     ) -> LinearizedTensor:
-        dtype = evaluation.settings.declared or value.dtype
+        dtype = evaluation.settings.seen(value.dtype)
         # In training it requires gradients, so that the result of a custom autograd function that takes it
         # has a `grad_fn`.
-        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": evaluation.settings.trains}
+        trains = evaluation.settings.trains and value.is_floating_point()
+        options: dict[str, Any] = {"dtype": dtype, "device": value.device, "requires_grad": trains}
         self = Tensor._make_wrapper_subclass(cls, value.shape, **options)
         self.value, self.linearization = value, linearization
         self.samples, self.evaluation = samples, evaluation
@@ -66,7 +72,9 @@ class LinearizedTensor(WithDerivatives):
         """Reached only where torch functions are switched off; torch's stub has no class for `self` here."""
         if func is torch.ops.aten.detach.default:  # a checkpoint keeps its inputs
             args[0].evaluation.checkpointed = True
-            return args[0].replaced(args[0].value, args[0].linearization)
+            same = args[0].replaced(args[0].value, args[0].linearization)
+            same.frozen, same.rounded, same.ties = args[0].frozen, args[0].rounded, args[0].ties
+            return same
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(
@@ -82,26 +90,43 @@ class LinearizedTensor(WithDerivatives):
         How it adds up, `sums`, is asked for where the rounding of each result is bounded.
         """
         samples = self.samples if samples is None else samples
+        rounded = False
         if self.evaluation.settings.bounds and value.numel():
-            if sums is None and not exact and not _share_memory(value, self.value):
+            unknown = sums is None and not exact and not _share_memory(value, self.value)
+            if unknown or value.is_complex():
                 raise NoBoundError
-            linearization.bounded(value, Sums() if sums is None else sums(), samples)
+            whole = not value.is_floating_point()  # numbers, whose sums are exact
+            found = Sums() if sums is None or whole else sums()
+            linearization.bounded(value, found, samples)
+            rounded = found.terms > 0
         rounding = self.evaluation.settings.rounding
-        if rounding is not None and not exact and not _share_memory(value, self.value):
+        rounds = not exact and value.is_floating_point() and not _share_memory(value, self.value)
+        if rounding is not None and rounds:
             linearization = rounding(value, linearization)
-        return LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
+        result = LinearizedTensor(value, linearization, samples, self.evaluation, views=(self,))
+        result.rounded = rounded
+        return result
 
     def activated(self, function: str, kinks: tuple[float, ...], piece: Tensor, slope: Tensor) -> Linearization:
-        """Has the entries collected as neurons; returns their linearization multiplied by `slope`."""
-        if not self.value.numel():
+        """Has the entries collected as neurons; returns their linearization multiplied by `slope`.
+
+        What stays the same all over the linear region holds none.
+        """
+        if self.frozen or not self.value.numel():
             return self.linearization
         name = self.evaluation.name(function)
         activation = Activation(name, self.value, kinks, piece, slope, self.samples)
         return self.evaluation.collect(activation, self.linearization)
 
+    def freeze(self) -> LinearizedTensor:
+        """Marks it as the same all over the linear region: its tangents are zero, and all its kinks are collected."""
+        self.frozen = True
+        return self
+
     def become(self, other: LinearizedTensor) -> LinearizedTensor:
         """Takes over `other` in place; views of the old memory raise when they are used again."""
         self.value, self.linearization, self.samples = other.value, other.linearization, other.samples
+        self.frozen, self.rounded, self.ties = other.frozen, other.rounded, other.ties
         self._versions[0] += 1
         self._seen = self._versions[0]
         return self
@@ -118,13 +143,13 @@ class LinearizedTensor(WithDerivatives):
 
     def stand_in(self) -> Tensor:
         """A plain tensor without numbers that looks to the model like this one: in shape, device and dtype."""
-        dtype = self.evaluation.settings.declared or self.value.dtype
+        dtype = self.evaluation.settings.seen(self.value.dtype)
         return self.value.new_empty(1, dtype=dtype).expand(self.value.shape)
 
     def plain(self) -> Tensor:
         """The value as a tensor of its own, in the dtype that the model saw."""
         value = self.value.view_as(self.value)
-        return value.to(self.evaluation.settings.declared) if self.evaluation.settings.declared else value
+        return value.to(self.evaluation.settings.seen(value.dtype))
 
     def check_current(self, function: str, evaluation: Evaluation[Any]) -> None:
         """Raises where this tensor is of another evaluation or was changed through another view.
@@ -151,17 +176,19 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the rule of `function`; raises NotPiecewiseLinearError where there is none."""
+    function = named_by(function)
     tensors = _tensors((args, kwargs), [])
     operands = [tensor for tensor in tensors if isinstance(tensor, LinearizedTensor)]
     name, evaluation = function_name(function), operands[0].evaluation
-    if any(tensor.layout != torch.strided for tensor in tensors if not isinstance(tensor, LinearizedTensor)):
-        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
     found = TABLE.get(function)
     if found is None:
         raise NotPiecewiseLinearError(
             f"{name} in module {evaluation.module.path()!r} has no rule: it is not piecewise linear or not supported, "
             "and it is applied to a tensor that depends on the network's input"
         )
+    sparse = any(t.layout != torch.strided for t in tensors if not isinstance(t, LinearizedTensor))
+    if sparse and not found.takes_sparse:
+        raise refuse(operands[0], function, "a sparse constant is not supported; pass its to_dense()")
     if not args and "input" in kwargs and "condition" not in kwargs:
         args = (kwargs.pop("input"),)
     if "axis" in kwargs:  # numpy's name, which torch takes too
@@ -170,6 +197,8 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return found.run(function, *args, **kwargs)
     for operand in operands:
         operand.check_current(name, evaluation)
+        if operand.ties is not None and not found.takes_ties:
+            raise refuse(operand, function, "the places of equal entries may change while their order stays the same")
     if kwargs.pop("out", None) is not None:
         raise NotPiecewiseLinearError(f"{name} in module {evaluation.module.path()!r}: out= is not supported")
     target = args[0] if args and found.writes(args, kwargs) else None
@@ -187,7 +216,15 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             f"{name} in module {evaluation.module.path()!r} failed on input of shape {shapes}: {error}"
         ) from error
+    if all(operand.frozen for operand in operands):  # so is what is computed of nothing else
+        _freeze_all(result, any(operand.rounded for operand in operands))
     return result if target is None else _write(name, target, result)
+
+
+def _freeze_all(result: Any, rounded: bool) -> None:
+    for tensor in _tensors(result, []):
+        if isinstance(tensor, LinearizedTensor):
+            tensor.freeze().rounded |= rounded
 
 
 def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearError:
@@ -196,11 +233,23 @@ def refuse(x: LinearizedTensor, function: Any, why: str) -> NotPiecewiseLinearEr
 
 
 def _write(name: str, target: Any, result: LinearizedTensor) -> LinearizedTensor:
-    if not isinstance(target, LinearizedTensor) or target.shape != result.shape:
+    before, after = (t.is_floating_point() + 2 * t.is_complex() for t in (target, result.value))
+    fits = target.shape == result.shape and before == after
+    if fits and isinstance(target, LinearizedTensor):
+        return target.become(result)
+    if not fits or not _is_alone(target):
         raise NotPiecewiseLinearError(
-            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape"
+            f"{name} writes a tensor that depends on the network's input into one that does not, or of another shape "
+            "or kind; a constant to write into has to be a new tensor of which there are no views"
         )
-    return target.become(result)
+    return result.evaluation.put_into(target, result)
+
+
+def _is_alone(target: Tensor) -> bool:
+    """Whether the tensor alone has its memory, is made for the moment, and can become one of this class."""
+    plain = type(target) is Tensor and not target.requires_grad and not is_traced() and not weakref.getweakrefs(target)
+    references = torch._C._storage_Use_Count(target.untyped_storage()._cdata) if plain else 0
+    return plain and not target._is_view() and references <= 2  # the tensor's, and that of asking
 
 
 def _tensors(argument: Any, found: list[Tensor]) -> list[Tensor]:

@@ -43,6 +43,8 @@ def refuse_export(name: str) -> None:
 
 def like(constant: Any, tangents: Tensor) -> Any:
     """A constant in the dtype of the tangents that it meets, of which a tape has several; autocast does its own."""
+    if isinstance(constant, Tensor) and constant.is_complex():
+        return constant.to(tangents.dtype.to_complex())
     if not isinstance(constant, Tensor) or not constant.is_floating_point() or constant.dtype == tangents.dtype:
         return constant
     return constant if torch.is_autocast_enabled(tangents.device.type) else constant.to(tangents.dtype)

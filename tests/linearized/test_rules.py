@@ -287,6 +287,75 @@ KEYWORDS = {
     "dropout": Row(V, lambda x: F.dropout(input=x, p=0.5, training=False)),
 }
 
+
+def group_sort(x):
+    return x.view(len(x), 3, 2).sort(dim=1, descending=True).values.flatten(1)
+
+
+def max_min(x):
+    a, b = x.chunk(2, 1)
+    return torch.cat([torch.max(a, b), torch.min(a, b)], 1)
+
+
+ORDER = {
+    "max": Row(M, lambda x: x.max(1)[0]),
+    "max_keepdim": Row(M, lambda x: torch.max(x, dim=-1, keepdim=True).values * A4),
+    "max_all": Row(M, lambda x: x.amax((1, 2)).unsqueeze(1)),
+    "max_of_one": Row((3, 1), lambda x: x.max(2)[0]),
+    "min": Row(M, lambda x: x.min(dim=2).values),
+    "amax": Row(T3, lambda x: x.amax(dim=(3, 1))),
+    "amin": Row(T3, lambda x: torch.amin(x, -1, keepdim=True)),
+    "aminmax": Row(M, lambda x: torch.cat(torch.aminmax(x, dim=1), 1)),
+    "sort": Row(M, lambda x: x.sort()[0]),
+    "sort_descending": Row(M, lambda x: torch.sort(x, 1, descending=True).values),
+    "sort_stable": Row(M, lambda x: x.sort(stable=True, dim=1)[0]),
+    "msort": Row(M, lambda x: torch.msort(x.transpose(0, 1)).transpose(0, 1)),
+    "topk": Row(M, lambda x: x.topk(2)[0]),
+    "topk_smallest": Row(M, lambda x: torch.topk(x, k=2, dim=1, largest=False).values),
+    "topk_all": Row(M, lambda x: x.topk(4)[0]),
+    "kthvalue": Row(M, lambda x: x.kthvalue(3)[0]),
+    "kthvalue_keepdim": Row(M, lambda x: torch.kthvalue(x, 1, 1, True).values),
+    "median": Row(M, lambda x: x.median(2).values),
+    "median_even": Row(M, lambda x: torch.median(x, dim=2, keepdim=True)[0]),
+    "cummax": Row(M, lambda x: x.cummax(2).values),
+    "cummin": Row(M, lambda x: torch.cummin(x, dim=1)[0]),
+    "l1_norm": Row(M, lambda x: x.norm(p=1, dim=2)),
+    "l1_norm_function": Row(M, lambda x: torch.norm(x, 1, dim=(1, 2)).unsqueeze(1)),
+    "l1_vector_norm": Row(M, lambda x: torch.linalg.vector_norm(x, ord=1, dim=1, keepdim=True)),
+    "inf_norm": Row(M, lambda x: torch.linalg.norm(x, math.inf, 1)),
+    "inf_vector_norm": Row(M, lambda x: torch.linalg.vector_norm(x, ord=math.inf, dim=(1, 2)).unsqueeze(1)),
+    "minus_inf_norm": Row(M, lambda x: torch.norm(x, -math.inf, dim=2)),
+    "group_sort": Row(V, group_sort),
+    "max_min": Row(V, max_min),
+}
+
+STEPS = {
+    "gt": lambda x: x * (x > 0.1),
+    "gt_by_feature": lambda x: x * (x > A6).to(x.dtype),
+    "gt_reflected": lambda x: x * (x < 0.1),
+    "ge_of_both": lambda x: x * x.ge(x.flip(1) / 2),
+    "lt_of_constant": lambda x: x * torch.lt(A6, x),
+    "le": lambda x: x.masked_fill(x <= 0.2, 0.2),
+    "ne": lambda x: x * (x != 0.3),
+    "where_by_sign": lambda x: torch.where(x > 0, x, 0.2 * x),
+    "where_not": lambda x: torch.where(~(x > 0), x, A6),
+    "where_of_numbers": lambda x: x + torch.where(x < 0.1, 0.5, A6),
+    "method_where": lambda x: x.where(x > -0.1, -x),
+    "masks": lambda x: x * ((x > -0.3) & (x < 0.3) | (x > 1)),
+    "masked_in_place": lambda x: x.clone().masked_fill_(x < 0, 0.5),
+    "inverse_mask": lambda x: x * (1 - (x > 0).double()),
+    "share": lambda x: x / (x > 0).sum(1, keepdim=True).add(1),
+    "any": lambda x: x * (x.view(-1, 3, 2) > 0).any(2).repeat(1, 2),
+    "all": lambda x: x * (x.view(-1, 3, 2) > 0).all(2).repeat(1, 2),
+    "sign": lambda x: x * x.sign(),
+    "signbit": lambda x: x * x.signbit(),
+    "round": lambda x: x + torch.round(2 * x),
+    "floor": lambda x: x - x.floor(),
+    "ceil": lambda x: x * x.ceil(),
+    "floor_in_place": lambda x: x + (2 * x).floor_(),
+    "guarded": lambda x: x.abs() if x.isfinite().all() and not torch.isnan(x).any() else -x,
+}
+
 ACTIVATIONS = {
     "relu": F.relu,
     "relu6": lambda x: F.relu6(8 * x),
@@ -323,9 +392,65 @@ NORMALISED = {
     for transposed in (False, True)
 }
 
-ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES}
+edges = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 2, 0]])
+places = torch.tensor([[3, 0, 2, 1], [1, 1, 3, 0], [0, 0, 2, 2]])
+sparse = torch.randn(5, 4, generator=GENERATOR, dtype=DTYPE).relu().to_sparse()
+grid = torch.rand(1, 3, 2, 2, generator=GENERATOR, dtype=DTYPE)
+spectrum = torch.complex(const(3), const(3))
+
+
+def written(x, index, value):
+    y = x.clone()
+    y[index] = value
+    return y
+
+
+PLACES = {
+    "gather": Row(M, lambda x: x.gather(2, places.expand(len(x), 3, 4))),
+    "gather_method_keyword": Row(M, lambda x: torch.gather(x, dim=2, index=places.expand(len(x), 3, 4))),
+    "take_along_dim": Row(M, lambda x: torch.take_along_dim(x, places[None], dim=2)),
+    "scatter": Row(M, lambda x: x.new_zeros(len(x), 3, 4).scatter(2, places[:1].expand(len(x), 3, 4), x * A34)),
+    "scatter_into": Row(M, lambda x: x.scatter(1, places[2:].expand(len(x), 1, 4), x[:, :1] * 2)),
+    "scatter_value": Row(M, lambda x: x.scatter(2, places[:, :2].expand(len(x), 3, 2), 0.5)),
+    "scatter_add": Row(M, lambda x: x.new_zeros(len(x), 3, 5).scatter_add_(2, places.expand(len(x), 3, 4), x)),
+    "scatter_mean": Row(M, lambda x: x.scatter_reduce(2, places.expand(len(x), 3, 4), 2 * x, "mean")),
+    "index_add": Row(M, lambda x: torch.zeros_like(x).index_add(2, edges[1], x[:, :, edges[0]], alpha=-2)),
+    "index_add_in_place": Row(M, lambda x: (x * 2).index_add_(2, edges[1], x[..., edges[0]] * A34[0, :1])),
+    "index_copy": Row(M, lambda x: x.index_copy(1, torch.tensor([2, 0]), x[:, :2] * A4)),
+    "index_fill": Row(M, lambda x: x.index_fill(2, torch.tensor([2, 0]), 0.7)),
+    "set_item": Row(M, lambda x: written(x, (slice(None), 1), x[:, 0] - 1)),
+    "set_item_broadcast": Row(M, lambda x: written(x, (..., slice(1, 3)), x[..., :1])),
+    "set_item_mask": Row(M, lambda x: written(x, (slice(None), A34 > 0), 0.3)),
+    "sparse": Row((4,), lambda x: torch.sparse.mm(sparse, x.T).T),
+    "sparse_matmul": Row((4,), lambda x: (sparse @ x.t()).t()),
+    "sparse_on_the_right": Row(V, lambda x: x[:, :5] @ sparse),
+    "sparse_csr": Row((4,), lambda x: torch.matmul(sparse.to_sparse_csr(), x.T).T),
+    "windows": Row(M, lambda x: x.unfold(2, 3, 1)),
+    "diff": Row(M, lambda x: x.diff(n=2)),
+    "diff_prepended": Row(M, lambda x: torch.diff(x, dim=1, prepend=A34[:1].expand(len(x), 1, 4))),
+    "rot90": Row(M, lambda x: x.rot90(3, (1, 2))),
+    "triu": Row(M, lambda x: x.triu(1)),
+    "broadcast_tensors": Row(M, lambda x: torch.broadcast_tensors(x, x[:, :1])[1]),
+    "tensordot": Row(M, lambda x: torch.tensordot(x, A34, dims=([1, 2], [0, 1])).unsqueeze(1)),
+    "tensordot_of_one": Row(M, lambda x: torch.tensordot(x, A46, 1)),
+    "lerp": Row(M, lambda x: torch.lerp(x, A34, 0.3)),
+    "lerp_of_two": Row(M, lambda x: torch.lerp(x, x.flip(1), A4)),
+    "addcmul": Row(M, lambda x: torch.addcmul(A34, x, A4, value=0.5)),
+    "addcdiv": Row(M, lambda x: x.addcdiv(x.flip(2), A4, value=2)),
+    "nan_to_num": Row(M, lambda x: torch.nan_to_num(x, nan=0.5)),
+    "grid_sample": Row(IMAGE, lambda x: F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=False)),
+    "lp_pool": Row(SIGNAL, lambda x: F.lp_pool1d(x, 1, 2)),
+    "instance_norm": module(SIGNAL, lambda: nn.InstanceNorm1d(2, track_running_stats=True, affine=True)),
+    "rfft": Row(M, lambda x: torch.view_as_real(torch.fft.rfft(x, norm="ortho")).flatten(2)[..., [0, 2, 3, 4]]),
+    "filter": Row(M, lambda x: torch.fft.irfft(torch.fft.rfft(x) * spectrum, n=4)),
+    "rfft2": Row(M, lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=(3, 4))),
+    "max_unpool": Row(SIGNAL, lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)),
+    "max_unpool_module": Row(IMAGE, lambda x: nn.MaxUnpool2d(2)(*nn.MaxPool2d(2, return_indices=True)(x))),
+}
+
+ROWS = {**ARITHMETIC, **PRODUCTS, **CONVOLUTIONS, **POOLING, **JOINING, **SHAPES, **ORDER, **PLACES}
 ROWS |= {f"keyword_{name}": row for name, row in KEYWORDS.items()}
-ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in ACTIVATIONS.items()}
+ROWS |= NORMALISED | {f"function_{name}": Row(V, function) for name, function in (ACTIVATIONS | STEPS).items()}
 
 
 class Fragment(nn.Module):

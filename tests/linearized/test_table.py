@@ -3,8 +3,9 @@
 A batch is refused where a function mixes samples, and its example says so. A new rule needs an example here.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import compare
@@ -37,13 +38,21 @@ class Example:
     named: str | None = None  # ... or, where it is computed by another function, that one's
     in_training: bool = True  # where it is refused: whether losses refuse it too
     only: tuple = ()  # these functions of the name
+    bounded: bool = True  # whether rounding is bounded, where most of the function's examples say so
     autograd: bool = True  # whether it differentiates what the function computes
 
 
 V, M, SIGNAL, IMAGE, VOLUME = (4,), (2, 3), (2, 6), (2, 4, 4), (2, 2, 3, 2)
+C44, C42, C33 = const(4, 4), const(4, 3), const(3, 3)
+LAYER = (True, 1, 0.0, False, False)  # with biases, one, no dropout, not training, not bidirectional
+FILTER = torch.complex(const(2), const(2))
+W_RNN = [C42, C44, C44[0], C44[1]]
+GRID, GRIDS = const(1, 3, 2, 2) / 2, const(B, 3, 2, 2) / 2
 C, C3, CV, C32, C43, CB = const(2, 3), const(3), const(4), const(3, 2), const(4, 3), const(B, 2, 3)
 CONDITION, BYTES, MASKS = C > 0, (C > 0).to(torch.uint8), CB > 0
 INDEX, INDICES = torch.tensor([[1, 0, 1, 2]]), torch.tensor([[0, 2, 1], [2, 2, 0], [1, 0, 2]])
+ROWS3, MANY = INDICES[:, None].expand(-1, 2, 3), torch.tensor([0, 2, 0])
+SPARSE = (C32 * (C32 > 0)).T.to_sparse()
 PICK, TWICE = torch.tensor([2, 0]), torch.tensor([1, 2, 2])
 W1, W2, W3 = const(3, 2, 3), const(3, 2, 2, 2), const(2, 2, 1, 2, 1)
 
@@ -56,8 +65,21 @@ def each_sample(call: Callable, shape: tuple = M, **options: Any) -> Example:
     return Example(call, shape, **options)
 
 
-def same(*names: str, examples: list[Example]) -> dict[str, list[Example]]:
-    return dict.fromkeys(names, examples)
+def written(set_item: Callable, target: Tensor, index: Any, value: Any) -> Tensor:
+    set_item(target, index, value)
+    return target
+
+
+def same(*names: str, examples: list[Example], bounded: bool = True) -> dict[str, list[Example]]:
+    return dict.fromkeys(names, examples if bounded else unbounded(*examples))
+
+
+def unbounded(*examples: Example) -> list[Example]:
+    return [replace(e, bounded=False) for e in examples]
+
+
+def pooled(rank: int, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return getattr(F, f"max_pool{rank}d")(y, size, return_indices=True)
 
 
 ALONE = [example(lambda f, y: f(y))]
@@ -89,6 +111,9 @@ WINDOWS = {
 SHAPES = {1: SIGNAL, 2: IMAGE, 3: VOLUME}
 SIZES = {1: 4, 2: (3, 2), 3: (1, 2, 2)}
 WEIGHTS = {1: W1, 2: W2, 3: W3}
+SCALES, ZEROS = torch.tensor([0.5, 0.25]), torch.tensor([0, 2], dtype=torch.int32)
+REMAINDERS = (torch.remainder, Tensor.remainder)
+NOT_REMAINDERS = (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)
 WITH_PLACES = (torch.adaptive_max_pool1d, torch._C._nn.adaptive_max_pool2d, torch._C._nn.adaptive_max_pool3d)
 TRANSPOSED = {1: const(2, 3, 3), 2: const(2, 2, 2, 2), 3: const(2, 2, 1, 2, 1)}
 
@@ -99,6 +124,18 @@ EXAMPLES: dict[str, list[Example]] = {
     **same("mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide", examples=WITH_CONSTANTS),
     **same("__truediv__", "__div__", "mul_", "multiply_", "__imul__", "div_", "divide_", examples=WITH_CONSTANTS),
     **same("true_divide_", "__idiv__", examples=WITH_CONSTANTS),
+    **same("addcmul", "addcmul_", "addcdiv", "addcdiv_", examples=[
+        example(lambda f, y: f(y.clone(), C, C + 3)),
+        each_sample(lambda f, y, each: f(y.clone(), y.flip(2), each(CB), value=0.5)),
+    ]),
+    **same("lerp", "lerp_", examples=[
+        example(lambda f, y: f(y.clone(), C, 0.25)),
+        each_sample(lambda f, y, each: f(y.clone(), y.flip(2), each(CB))),
+    ]),
+    **same("nan_to_num", "nan_to_num_", examples=[
+        example(lambda f, y: f(y.clone())),
+        example(lambda f, y: f(y.masked_fill(CONDITION, -math.inf), 0.0, None, 0.5)),
+    ]),
     **same("neg", "negative", "neg_", "negative_", "positive", "clone", examples=ALONE),
     "contiguous": ALONE,
     "detach": [example(lambda f, y: f(y), autograd=False)],
@@ -144,6 +181,15 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, CV), V),
         example(lambda f, y: f(y.t(), const(len(y))), V, **MIXES, named="matmul"),
     ],
+    "_sparse_mm": [
+        example(lambda f, y: f(SPARSE, y.flatten(1).T), (3,)),
+        example(lambda f, y: f(torch.eye(len(y), dtype=DTYPE).to_sparse(), y), (3,), **MIXES, named="index_add"),
+    ],
+    "tensordot": [
+        example(lambda f, y: f(y, C32, 1)),
+        example(lambda f, y: f(C43, y, ([1], [2]))),
+        example(lambda f, y: f(y, const(len(y), 2), ([0], [0])), **MIXES, named="einsum"),
+    ],
     "addmm": [
         example(lambda f, y: f(C3, y, C43), V),
         example(lambda f, y: f(y, torch.ones(len(y), 2, dtype=DTYPE), C43.T[:2], beta=2, alpha=0.5), V),
@@ -158,6 +204,9 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f("bij->jbi", y)),
         each_sample(lambda f, y, each: f("bij,bij->bi", y, each(CB))),
         each_sample(lambda f, y, each: f("...ij,...kj->...ik", y, each(CB))),
+        each_sample(lambda f, y, each: f("bij,bij->bi", (y > 0.1).double(), each(CB)) * y[:, :, 0], bounded=False),
+        example(lambda f, y: f("bij,bij->bi", (y > 0.1).double(), y)),
+        example(lambda f, y: f("bij,cij->bi", y, (y > 0.1).double()), **MIXES),
         example(lambda f, y: f("bij->ij", y), **MIXES),
         example(lambda f, y: f("bij,cb->cij", y, const(2, len(y))), **MIXES),
     ],
@@ -176,7 +225,43 @@ EXAMPLES: dict[str, list[Example]] = {
     "channel_shuffle": [example(lambda f, y: f(y, 2), (4, 2, 1))],
     "unfold": [
         example(lambda f, y: f(y, 2), (2, 3, 2), only=(F.unfold,)),
-        example(lambda f, y: f(y, 2, 2, 1), only=(Tensor.unfold,), **NO_RULE),
+        example(lambda f, y: f(y, 2, 2, 1), only=(Tensor.unfold,)),
+        example(lambda f, y: f(y, 0, 2, 1), only=(Tensor.unfold,), **MIXES),
+    ],
+    **{f"lp_pool{n}d": [
+        example(lambda f, y: f(y, 1, 2), SHAPES[n]),
+        example(lambda f, y: f(y, 1.0, 2, 1, True), SHAPES[n]),
+        example(lambda f, y: f(y, 2, 2), SHAPES[n], **NO_RULE),
+    ] for n in SHAPES},
+    "grid_sample": [
+        example(lambda f, y: f(y, GRID.expand(len(y), -1, -1, -1), align_corners=False), IMAGE),
+        each_sample(lambda f, y, each: f(y, each(GRIDS), "nearest", "border", True), IMAGE),
+        example(lambda f, y: f(y, y[..., :2]), IMAGE, **NO_RULE),
+    ],
+    "instance_norm": [
+        example(
+            lambda f, y: f(y, C3[:2], C3[1:].square(), C3[:2], CV[:2], False),
+            SIGNAL,
+            only=(F.instance_norm,),
+        ),
+        example(
+            lambda f, y: f(y, C3[:2], CV[:2], C3[1:], CV[2:].square(), False, 0.1, 1e-5, False),
+            SIGNAL,
+            only=(torch.instance_norm,),
+        ),
+        example(lambda f, y: f(y), SIGNAL, only=(F.instance_norm,), **NO_RULE),
+    ],
+    "rnn_relu_cell": [
+        example(lambda f, y: f(y[:, 0], y[:, 1], C44, C44.T, CV, C44[0]), (2, 4), autograd=False),
+        example(lambda f, y: f(y[:, 0], y.new_zeros(len(y), 4), C43, C44), autograd=False),
+        example(lambda f, y: f(y[:, 0], y[:, 1], y[:, :3].mean(0), C33), **MIXES, named="mean"),
+    ],
+    "rnn_relu": [
+        example(lambda f, y: f(y, y.new_zeros(1, len(y), 4), [C43, C44], False, *LAYER[1:], True), autograd=False),
+        example(
+            lambda f, y: f(y.mT.permute(2, 0, 1), y[None, :, 0, :1].expand(1, -1, 4), W_RNN, *LAYER, False),
+            autograd=False,
+        ),
     ],
     "fold": [example(lambda f, y: f(y, (3, 3), (2, 2)), (4, 4))],
     "batch_norm": [
@@ -211,18 +296,182 @@ EXAMPLES: dict[str, list[Example]] = {
         ],
     ),
     **same("threshold", "threshold_", "_threshold", examples=[example(lambda f, y: f(y, 0.25, -0.5))]),
-    **same("maximum", "minimum", "fmax", "fmin", "max", "min", examples=[TWO[0], *TWO[2:]]),
+    **same("maximum", "minimum", "fmax", "fmin", examples=[TWO[0], *TWO[2:]]),
+    # comparisons and steps
+    **same(
+        *("gt", "greater", "ge", "greater_equal", "lt", "less", "le", "less_equal", "eq", "__eq__", "ne", "not_equal"),
+        examples=[
+            example(lambda f, y: y * f(y, 0.25)),
+            example(lambda f, y: y * f(y, C)),
+            each_sample(lambda f, y, each: y * f(y, each(CB))),
+            example(lambda f, y: y * f(y, y[:, :1] * 0.5)),
+            example(lambda f, y: y * f(y.transpose(0, 1), C[:, None]).transpose(0, 1)),
+            example(lambda f, y: y * f(y.argmax(2, True), 1)),
+            example(lambda f, y: y * f(y, 0.25).t(), (3,), named="broadcasting", **MIXES),
+        ],
+    ),
+    **same(
+        *("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"),
+        *("__and__", "__or__", "__xor__"),
+        *("logical_and_", "logical_or_", "logical_xor_", "bitwise_and_", "bitwise_or_", "bitwise_xor_"),
+        *("__iand__", "__ior__", "__ixor__"),
+        examples=[
+            example(lambda f, y: y * f(y > 0, y > y[:, :1] * 0.5)),
+            each_sample(lambda f, y, each: y * f(y > 0, each(MASKS))),
+            example(lambda f, y: y * f(y > 0, (y > 0).transpose(0, 1)), (3, 1), **MIXES),
+            example(lambda f, y: f(y, y), **NO_RULE),
+        ],
+    ),
+    **same(
+        *("logical_not", "bitwise_not", "__invert__", "logical_not_", "bitwise_not_"),
+        examples=[example(lambda f, y: y * f(y < 0.25)), example(lambda f, y: f(y), **NO_RULE)],
+    ),
+    **same(
+        *("any", "all"),
+        examples=[
+            example(lambda f, y: y * f(y > 0, 2, True)),
+            example(lambda f, y: y[:, 0] * f(y > 0, 1)),
+            example(lambda f, y: y * f(y > 0, 0), **MIXES, named="sum"),
+            example(lambda f, y: f(y, 1), **NO_RULE),
+        ],
+    ),
+    **same("sign", "sign_", "sgn", "sgn_", examples=[example(lambda f, y: y * f(y.clone()))]),
+    "signbit": [example(lambda f, y: y * f(y))],
+    **same("heaviside", "heaviside_", examples=[
+        example(lambda f, y: y * f(y.clone(), C), autograd=False),
+        each_sample(lambda f, y, each: y * f(y.clone(), each(CB)), autograd=False),
+    ]),
+    **same("round", "round_", "floor", "floor_", "ceil", "ceil_", examples=[
+        example(lambda f, y: y * f(2 * y)),
+        example(lambda f, y: y * f(y.argmax(2, True) * 0.4), bounded=False),
+    ]),
+    **same("floor_divide", "__floordiv__", "remainder", examples=[
+        example(lambda f, y: y * f(y, 0.75), autograd=False, only=NOT_REMAINDERS),
+        example(lambda f, y: f(y, C), autograd=False, only=REMAINDERS),
+        example(lambda f, y: y * f(y.argmax(2, True), 2)),
+        example(lambda f, y: y * f(y.argmax(2, True) * 0.75, 0.5), bounded=False),
+    ]),
+    "fake_quantize_per_tensor_affine": [example(lambda f, y: y * f(y, 0.25, 3, 0, 7), autograd=False)],
+    "fake_quantize_per_channel_affine": [
+        example(lambda f, y: y * f(y, SCALES, ZEROS, 1, -3, 4), autograd=False),
+        example(lambda f, y: y * f(y.transpose(0, 1), SCALES, ZEROS, 0, -3, 4).transpose(0, 1), autograd=False),
+    ],
+    **same("isfinite", "isinf", "isnan", "isposinf", "isneginf", examples=[
+        example(lambda f, y: y * f(y)),
+        example(lambda f, y: torch.where(f(y.masked_fill(CONDITION, -math.inf)), 0.5, y)),
+    ]),
+    "one_hot": [example(lambda f, y: y * f(y.argmax(2), 3)), example(lambda f, y: y * f(y, 3), **NO_RULE)],
+    # functions of the order of entries
+    **same(
+        *("max", "min"),
+        examples=[
+            *[TWO[0], *TWO[2:]],
+            example(lambda f, y: f(y, 2)[0]),
+            example(lambda f, y: f(y.transpose(0, 1), dim=0, keepdim=True)[0]),
+            example(lambda f, y: f(y, 0)[0], **MIXES),
+            example(lambda f, y: f(y), **MIXES),
+        ],
+    ),
+    **same(
+        *("amax", "amin"),
+        examples=[
+            example(lambda f, y: f(y, (1, 2))),
+            example(lambda f, y: f(y.flatten(0, 1), 1)),
+            example(lambda f, y: f(y, 0), **MIXES),
+            example(lambda f, y: f(y), **MIXES),
+        ],
+    ),
+    "aminmax": [example(lambda f, y: f(y, dim=2), autograd=False), example(lambda f, y: f(y), **MIXES, named="amin")],
+    **same("argmax", "argmin", examples=[example(lambda f, y: y * f(y, 2, True)), example(lambda f, y: f(y), **MIXES)]),
+    **same(
+        *("sort", "cummax", "cummin"),
+        examples=[
+            example(lambda f, y: f(y, dim=2)[0]),
+            example(lambda f, y: f(y.transpose(0, 1), dim=0)[0]),
+            example(lambda f, y: f(y, dim=0)[0], **MIXES),
+        ],
+    ),
+    "argsort": [example(lambda f, y: y * f(y, 2)), example(lambda f, y: y * f(y, 0), **MIXES, named="sort")],
+    "msort": [example(lambda f, y: f(y.transpose(0, 1))), example(lambda f, y: f(y), **MIXES, named="sort")],
+    **same(
+        *("topk", "kthvalue"),
+        examples=[
+            example(lambda f, y: f(y, 2)[0]),
+            example(lambda f, y: f(y.transpose(0, 2), 2, 0)[0]),
+            example(lambda f, y: f(y, 1, 0)[0], **MIXES),
+        ],
+    ),
+    "median": [
+        example(lambda f, y: f(y, 2)[0]),
+        example(lambda f, y: f(y, 1)[0]),
+        example(lambda f, y: f(y, 0)[0], **MIXES),
+        example(lambda f, y: f(y), **MIXES),
+    ],
+    **same(
+        *("norm", "linalg_vector_norm", "linalg_norm"),
+        examples=[
+            example(lambda f, y: f(y, 1, dim=2)),
+            example(lambda f, y: f(y, math.inf, dim=1)),
+            example(lambda f, y: f(y, 2, dim=2), **NO_RULE),
+            example(lambda f, y: f(y, 1, dim=0), **MIXES, named="sum"),
+            example(lambda f, y: f(y, math.inf, dim=0), **MIXES, named="amax"),
+        ],
+    ),
     **{f"max_pool{n}d": WINDOWS[n] for n in SHAPES},
     **{
         f"adaptive_max_pool{n}d": [
             example(lambda f, y, n=n: f(y, SIZES[n]), SHAPES[n], only=(getattr(F, f"adaptive_max_pool{n}d"),)),
-            # These return places too, which depend on the input.
-            example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], only=WITH_PLACES, **NO_RULE),
+            example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], only=WITH_PLACES),
         ]
         for n in SHAPES
     },
     **{
-        f"adaptive_max_pool{n}d_with_indices": [example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n], **NO_RULE)]
+        f"adaptive_max_pool{n}d_with_indices": [example(lambda f, y, n=n: f(y, SIZES[n])[0], SHAPES[n])]
+        for n in SHAPES
+    },
+    **{f"max_pool{n}d_with_indices": [example(lambda f, y: f(y, 2, 1)[0], SHAPES[n])] for n in SHAPES},
+    **{f"max_unpool{n}d": [
+        example(lambda f, y, n=n: f(*pooled(n, y, 2), 2, output_size=y.shape), SHAPES[n]),
+        example(lambda f, y, n=n: f(*pooled(n, y, 2), 2), (2, 2, 2, 2)[: n + 1]),
+    ] for n in SHAPES},
+    # Fourier transforms
+    **same("fft_rfft", "fft_fft", "fft_ifft", examples=[
+        example(lambda f, y: f(y).imag[..., 1:]),
+        example(lambda f, y: torch.view_as_real(f(y, 4, 1, "ortho").resolve_conj())),
+        example(lambda f, y: f(y, None, 0).real, **MIXES),
+    ], bounded=False),
+    **same("fft_irfft", examples=[
+        example(lambda f, y: f(torch.fft.rfft(y) * FILTER, 3)),
+        example(lambda f, y: f(torch.complex(y, 2 * y), dim=1)),
+        example(lambda f, y: f(y, None, 0), **MIXES),
+    ], bounded=False),
+    **same("fft_rfft2", "fft_fft2", "fft_ifft2", "fft_rfftn", "fft_fftn", "fft_ifftn", examples=[
+        example(lambda f, y: f(y, dim=(1, 2)).real),
+        example(lambda f, y: f(y, (2, 4)).real),
+        example(lambda f, y: f(y, dim=(0, 1)).real, **MIXES),
+    ], bounded=False),
+    **same("fft_irfft2", "fft_irfftn", examples=[example(lambda f, y: f(y, dim=(1, 2)))], bounded=False),
+    **same("real", "imag", examples=[example(lambda f, y: f(torch.fft.rfft(y))[..., 1:2])], bounded=False),
+    **same("conj", "conj_physical", "resolve_conj", examples=[
+        example(lambda f, y: f(torch.fft.fft(y).conj()).imag[..., 1:]),
+    ], bounded=False),
+    "view_as_real": unbounded(example(lambda f, y: f(torch.fft.rfft(y)))),
+    "view_as_complex": unbounded(example(lambda f, y: f(y).real, (3, 2))),
+    "complex": unbounded(example(lambda f, y: f(y, y.flip(2)).imag + f(C, y).real)),
+    # operators of exported programs
+    "slice.Tensor": [
+        example(lambda f, y: f(y, 2, 1)),
+        example(lambda f, y: f(y, -1, None, -1)),
+        example(lambda f, y: f(y, 0, 1), **MIXES, named="__getitem__"),
+    ],
+    "index.Tensor": [
+        example(lambda f, y: f(y, [None, None, PICK])),
+        example(lambda f, y: f(y, [PICK]), **MIXES, named="__getitem__"),
+    ],
+    **same("_unsafe_view.default", "view_copy.default", examples=[example(lambda f, y: f(y, [len(y), 6]))]),
+    **same("lift_fresh_copy.default", "alias.default", examples=ALONE),
+    **{
+        f"upsample_nearest{n}d.vec": [example(lambda f, y, n=n: f(y, None, [2.0] * n), (2, 2, 2, 2)[: n + 1])]
         for n in SHAPES
     },
     # shapes
@@ -303,6 +552,58 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, TWICE), **MIXES),
         each_sample(lambda f, y, each: f(y, each(MASKS)), **MIXES),
     ],
+    "gather": [
+        each_sample(lambda f, y, each: f(y, 2, each(ROWS3))),
+        each_sample(lambda f, y, each: f(y.transpose(0, 2), 0, each(ROWS3).transpose(0, 2))),
+        example(lambda f, y: f(y, 2, y.argsort(2))),
+        example(lambda f, y: y * f(C.expand(len(y), 2, 3), 2, y.argsort(2))),
+        example(lambda f, y: f(y, 0, torch.zeros(len(y), 2, 3, dtype=torch.long)), **MIXES),
+    ],
+    "embedding": [
+        example(lambda f, y: y[..., None] * f(y.argsort(2), C32), only=(F.embedding,)),
+        example(lambda f, y: y[..., None] * f(C32, y.argsort(2)), only=(torch.embedding,)),
+    ],
+    **same("scatter", "scatter_", examples=[
+        each_sample(lambda f, y, each: f(y.new_zeros(len(y), 2, 4), 2, each(ROWS3), y), autograd=False),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), each(CB)), autograd=False),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3)[:, :, :1], y * 0.5), autograd=False),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3)[:, :, :1], 0.5)),
+        example(lambda f, y: y * f(y.new_zeros(y.shape), 2, y.topk(2, 2)[1], 1.0)),
+        example(lambda f, y: f(y.clone(), 0, torch.zeros(len(y), 2, 3, dtype=torch.long), y), **MIXES),
+    ]),
+    **same("scatter_add", "scatter_add_", examples=[
+        each_sample(lambda f, y, each: f(y.new_zeros(len(y), 2, 4), 2, each(ROWS3), y)),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), each(CB))),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), y * 0.5)),
+        example(lambda f, y: f(y.clone(), 0, torch.zeros(len(y), 2, 3, dtype=torch.long), y), **MIXES),
+    ]),
+    **same("scatter_reduce", "scatter_reduce_", examples=[
+        each_sample(lambda f, y, each: f(y.new_zeros(len(y), 2, 4), 2, each(ROWS3), y, "sum"), autograd=False),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), y * 0.5, "mean", include_self=False)),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), each(CB), "mean")),
+        each_sample(lambda f, y, each: f(y.clone(), 2, each(ROWS3), y, "amax"), **NO_RULE),
+    ]),
+    **same("index_add", "index_add_", examples=[
+        example(lambda f, y: f(y.new_zeros(len(y), 2, 3), 2, MANY, y)),
+        example(lambda f, y: f(y.clone(), 2, MANY, C.expand(len(y), 2, 3), alpha=-0.5)),
+        each_sample(lambda f, y, each: f(y.clone(), 2, MANY, y * each(CB), alpha=0.5)),
+        example(lambda f, y: f(y.clone(), 0, torch.arange(len(y)).flip(0), y), **MIXES),
+    ]),
+    **same("index_copy", "index_copy_", examples=[
+        example(lambda f, y: f(y.new_zeros(len(y), 2, 4), 2, torch.tensor([3, 0, 2]), y)),
+        example(lambda f, y: f(y.clone(), 2, PICK, y[:, :, 1:] * 2)),
+        example(lambda f, y: f(y.clone(), 0, torch.arange(len(y)).flip(0), y), **MIXES),
+    ]),
+    **same("index_fill", "index_fill_", examples=[example(lambda f, y: f(y.clone(), 2, PICK, 0.5))]),
+    "__setitem__": [
+        example(lambda f, y: written(f, y.clone(), (slice(None), 1), y[:, 0] * 2)),
+        example(lambda f, y: written(f, y.new_zeros(len(y), 4, 3), (slice(None), slice(1, 3)), y)),
+        each_sample(lambda f, y, each: written(f, y.clone(), (slice(None), slice(None), PICK), each(CB)[..., :2])),
+        example(lambda f, y: written(f, y.clone(), (slice(None), CONDITION), 0.5)),
+        example(lambda f, y: written(f, y.clone(), y < 0, 0.5)),
+        example(lambda f, y: written(f, y.clone(), y < 0, y), **NO_RULE),
+        example(lambda f, y: written(f, y.clone(), 0, 0.5 * y[:1, 0].sum()), **MIXES, named="__getitem__"),
+    ],
     "take_along_dim": [
         example(lambda f, y: f(y, INDEX[None], 2)),
         each_sample(lambda f, y, each: f(y, each(INDICES)[:, None], 2)),
@@ -330,6 +631,20 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, 0), **MIXES),
         example(lambda f, y: f(y), **MIXES),
     ]),
+    "diff": [
+        example(lambda f, y: f(y)),
+        each_sample(lambda f, y, each: f(y, 2, 1, each(CB))),
+        example(lambda f, y: f(y, 1, 0), **MIXES, named="narrow"),
+    ],
+    **same("tril", "triu", examples=[example(lambda f, y: f(y, 1)), example(lambda f, y: f(y), V, **MIXES)]),
+    "rot90": [
+        example(lambda f, y: f(y, 1, (1, 2))),
+        example(lambda f, y: f(y, 1, (0, 1)), **MIXES),
+    ],
+    "broadcast_tensors": [
+        example(lambda f, y: f(y, y[:, :1])),
+        example(lambda f, y: f(y, C)[0]),
+    ],
     "cumsum": [example(lambda f, y: f(y, 2)), example(lambda f, y: f(y, 0), **MIXES)],
     "flip": [example(lambda f, y: f(y, (1, 2))), example(lambda f, y: f(y, (0,)), **MIXES)],
     "fliplr": ALONE,
@@ -343,6 +658,7 @@ EXAMPLES: dict[str, list[Example]] = {
         example(lambda f, y: f(y, (1, 2))),
         example(lambda f, y: f(y, (0, 1, 1, 0), "constant", 0.5)),
         example(lambda f, y: f(y, (1, 2), "reflect")),
+        example(lambda f, y: f(y, (0, 0, 1, 0, 0, 0))),
         example(lambda f, y: f(y, (0, 0, 0, 0, 1, 0)), **MIXES),
     ],
     **same("cat", "concat", "concatenate", examples=[
@@ -359,6 +675,10 @@ EXAMPLES: dict[str, list[Example]] = {
     "type": [example(lambda f, y: f(y, DTYPE))],
     "type_as": [example(lambda f, y: f(y, C))],
     **same("double", "cpu", examples=ALONE),
+    **same("bool", "int", "long", examples=[
+        example(lambda f, y: y * f(y.argmax(2, True))),
+        example(lambda f, y: y * f(y), **NO_RULE),
+    ]),
     **same("float", "half", "bfloat16", examples=[example(lambda f, y: f(y), **ROUNDS)]),
 }  # fmt: skip
 NEEDS_GPU = {"cuda"}

@@ -33,7 +33,9 @@ class Sensitivities:
             self._neurons.append(samples.rows(operands[0].tangents, lead=1)[0])
         results = entry.operation.apply(*operands)
         if entry.local.error is not None:
-            self._rounded.append((results[0].tangents, entry.local))
+            tangents = results[0].tangents
+            # What stays the same in the linear region does not depend on the direction, but may be rounded.
+            self._rounded.append((tangents if tangents.requires_grad else tangents.requires_grad_(), entry.local))
         return results
 
     @torch.inference_mode(False)

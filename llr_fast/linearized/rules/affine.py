@@ -1,4 +1,4 @@
-"""Affine functions of single entries or of the last axis, and products with constants."""
+"""Affine functions of single entries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
@@ -20,11 +19,31 @@ from llr_fast.linearized.torch_modes import like
 
 
 def constants(x: LinearizedTensor, *tensors: Any) -> tuple[list[Any], list[Any]]:
-    """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet."""
+    """The given constants once to meet values and once to meet linearizations, in whose dtype they are not yet.
+
+    What stays the same all over the linear region is one, but not where it is rounded and that has to be bounded.
+    """
+    if any(t.rounded for t in linearized_of(*tensors)):
+        raise NoBoundError
+    tensors = tuple(t.value if isinstance(t, LinearizedTensor) else t for t in tensors)
     keep = x.evaluation.settings.constant
     certificate = x.evaluation.settings.certificate
     kept = [t.detach() if certificate and isinstance(t, Tensor) else t for t in tensors]
     return [keep(t, x.value.dtype) for t in tensors], kept
+
+
+def moves(operand: Any) -> bool:
+    """Whether it is a tensor that changes with the input within a linear region."""
+    return isinstance(operand, LinearizedTensor) and not operand.frozen
+
+
+def linearized_of(*operands: Any) -> list[LinearizedTensor]:
+    return [operand for operand in operands if isinstance(operand, LinearizedTensor)]
+
+
+def in_order(a: Any, b: Any) -> tuple[LinearizedTensor, Any]:
+    """Both operands, first the one that changes with the input, if any."""
+    return (a, b) if moves(a) or not (moves(b) or not isinstance(a, LinearizedTensor)) else (b, a)
 
 
 def require_constant(function: Any, *tensors: Any) -> None:
@@ -47,10 +66,14 @@ def pointwise(
     value: Tensor,
     function: Callable[..., Tensor],
     absolute: Absolute | None = None,
+    constant_of: Any = None,
     **roundings: Any,
 ) -> LinearizedTensor:
-    """A function of single entries of `x`, with the broadcast `value` it takes; exact but for `roundings`, see Sums."""
-    samples = broadcast_samples(value, "broadcasting", x)
+    """A function of single entries of `x`, with the broadcast `value` it takes; exact but for `roundings`, see Sums.
+
+    `constant_of` is the constant in it, if any, which may be one of the linear region alone.
+    """
+    samples = broadcast_samples(value, "broadcasting", x, *linearized_of(constant_of))
     linearization = x.linearization.pointwise(function, value.shape, absolute=absolute)
     return x.replaced(value, linearization, samples, sums=_sums_of(value, roundings, x))
 
@@ -61,12 +84,13 @@ def total(
     b: LinearizedTensor,
     combine: Callable[..., Tensor],
     absolute: Absolute | None = None,
+    constant_of: Any = None,
     **roundings: Any,
 ) -> LinearizedTensor:
-    """A linear combination of two tensors that both depend on the network's input."""
+    """A linear combination of two tensors that both depend on the network's input; otherwise as `pointwise`."""
     value = combine(a.value, b.value)
     linearization = a.linearization.pointwise(combine, value.shape, b.linearization, absolute=absolute)
-    samples = broadcast_samples(value, function.__name__, a, b)
+    samples = broadcast_samples(value, function.__name__, a, b, *linearized_of(constant_of))
     return a.replaced(value, linearization, samples, sums=_sums_of(value, roundings, a, b))
 
 
@@ -128,43 +152,89 @@ def _same(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Line
 
 @rule("mul", "multiply", "__mul__", "__rmul__", inplace=True)
 def _mul(function: Any, input: Any, other: Any) -> LinearizedTensor:
-    x, factor = (input, other) if isinstance(input, LinearizedTensor) else (other, input)
-    if isinstance(factor, LinearizedTensor):
+    x, factor = in_order(input, other)
+    if moves(factor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     (for_value,), (for_tangents,) = constants(x, factor)
     value = torch.mul(x.value, for_value)
-    return pointwise(x, value, lambda t: t * like(for_tangents, t), lambda t: t * size(for_tangents, t), terms=1)
+
+    def of_sizes(t: Tensor) -> Tensor:
+        return t * size(for_tangents, t)
+
+    return pointwise(x, value, lambda t: t * like(for_tangents, t), of_sizes, factor, terms=1)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", inplace=True)
 def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None) -> LinearizedTensor:
-    if isinstance(other, LinearizedTensor):
+    if moves(other) or not isinstance(x, LinearizedTensor):
         raise refuse(other, function, "division by a tensor that depends on the network's input is not linear")
     if rounding_mode is not None:
-        raise refuse(x, function, "a rounded quotient is not piecewise linear")
+        if rounding_mode != "floor":
+            raise refuse(x, function, "of rounded quotients those with rounding_mode='floor' are supported")
+        return torch.floor_divide(x, other)  # type: ignore[return-value]
     (for_value,), (for_tangents,) = constants(x, other)
     value = torch.div(x.value, for_value)
 
     def of_sizes(t: Tensor) -> Tensor:
         return t / size(for_tangents, t).clamp_max(1 / SMALL)
 
-    return pointwise(x, value, lambda t: t / like(for_tangents, t), of_sizes, terms=1)
+    return pointwise(x, value, lambda t: t / like(for_tangents, t), of_sizes, other, terms=1)
+
+
+@rule("lerp", inplace=True)
+def _lerp(function: Any, input: Any, end: Any, weight: Any) -> LinearizedTensor:
+    require_constant(function, weight)
+    return input + torch.sub(end, input) * weight  # type: ignore[no-any-return]
+
+
+@rule("addcmul", inplace=True)
+def _addcmul(function: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> LinearizedTensor:
+    return torch.add(input, torch.mul(tensor1, tensor2), alpha=value)  # type: ignore[return-value]
+
+
+@rule("addcdiv", inplace=True)
+def _addcdiv(function: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> LinearizedTensor:
+    return torch.add(input, torch.div(tensor1, tensor2), alpha=value)  # type: ignore[return-value]
+
+
+@rule("nan_to_num", inplace=True)
+def _nan_to_num(
+    function: Any,
+    x: LinearizedTensor,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
+) -> LinearizedTensor:
+    """Infinite entries are constants, and what is finite stays so nearby."""
+    largest = torch.finfo(x.evaluation.settings.seen(x.value.dtype)).max
+    posinf, neginf = largest if posinf is None else posinf, -largest if neginf is None else neginf
+    finite = x.value.isfinite()
+    return pointwise(x, x.value.nan_to_num(nan, posinf, neginf), lambda t: torch.where(finite, t, 0.0))
 
 
 @rule("where")
 def _where(function: Any, condition: Any, input: Any, other: Any) -> LinearizedTensor:
     if function is Tensor.where:  # the method's order is another one
         condition, input = input, condition
-    if isinstance(condition, LinearizedTensor):
+    if moves(condition):
         raise refuse(condition, function, "a condition that depends on the network's input hides a kink")
-    condition = condition.bool()  # torch takes bytes too, whose ~ is no negation
+    mask = condition.value if isinstance(condition, LinearizedTensor) else condition
+    mask = mask.bool()  # torch takes bytes too, whose ~ is no negation
     if isinstance(input, LinearizedTensor) and isinstance(other, LinearizedTensor):
-        return total(function, input, other, lambda s, t: torch.where(condition, s, t))
-    if not isinstance(input, LinearizedTensor):
-        return _where(torch.where, ~condition, other, input)
-    (for_value,), _ = constants(input, other)
-    input.evaluation.padded |= isinstance(other, Tensor) or other == -math.inf
-    return pointwise(input, torch.where(condition, input.value, for_value), lambda t: torch.where(condition, t, 0.0))
+        return total(function, input, other, lambda s, t: torch.where(mask, s, t), constant_of=condition)
+    if isinstance(input, LinearizedTensor):
+        return _where_or_constant(mask, input, other, condition)
+    if isinstance(other, LinearizedTensor):
+        return _where_or_constant(~mask, other, input, condition)
+    (if_true, if_false), _ = constants(condition, input, other)
+    return pointwise(condition, torch.where(mask, if_true, if_false), torch.zeros_like)
+
+
+def _where_or_constant(mask: Tensor, x: LinearizedTensor, constant: Any, condition: Any) -> LinearizedTensor:
+    (for_value,), _ = constants(x, constant)
+    x.evaluation.padded |= isinstance(constant, Tensor) or abs(constant) == math.inf
+    value = torch.where(mask, x.value, for_value)
+    return pointwise(x, value, lambda t: torch.where(mask, t, 0.0), constant_of=condition)
 
 
 @rule("masked_fill", inplace=True)
@@ -187,113 +257,3 @@ def _dropout(
         )
     mask = function(torch.ones_like(x.value), p, True, False)
     return pointwise(x, x.value * mask, lambda t: t * mask)
-
-
-@rule("linear")
-def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | None = None) -> LinearizedTensor:
-    require_constant(function, weight, bias)
-    samples = x.samples.kept((x.value.dim() - 1,), "linear")
-    (w, b), (for_tangents, _) = constants(x, weight, bias)
-    together = x.linearization.linear_with(x.value, w, for_tangents)
-    if together is not None:
-        value, linearization = together
-        return x.replaced(value if b is None else value + b, linearization, samples)
-
-    def sums() -> Sums:
-        outputs, inputs = w.shape if w.dim() == 2 else (1, len(w))
-        return Sums((x.value,), terms=inputs + 1, back=outputs, constant=0.0 if b is None else b)
-
-    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples, sums=sums)
-
-
-@rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__")
-def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor:
-    (b,) = (*args, *named.values())  # torch calls it other, mat2 or vec
-    if function.__name__ == "__rmatmul__":
-        a, b = b, a
-    x, factor = (a, b) if isinstance(a, LinearizedTensor) else (b, a)
-    if isinstance(factor, LinearizedTensor):
-        raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
-    (for_value,), (for_tangents,) = constants(x, factor)
-    rank, contracted = x.value.dim(), x.value.dim() - (1 if x is a or x.value.dim() == 1 else 2)
-    samples = x.samples.kept((contracted,), "matmul")
-
-    x_first = x is a
-
-    def product(t: Tensor, by: Tensor) -> Tensor:
-        return torch.matmul(t, by) if x_first else torch.matmul(by, t)
-
-    value = product(x.value, for_value)
-    # A vector takes an axis away from behind the batch axis; more axes of the constant are put in front.
-    kept_rank = rank - (for_value.dim() == 1 and samples.dim < contracted)
-    samples = samples if samples.count == 1 else samples.shifted(value.dim() - kept_rank)
-    linearization = x.linearization.mapped(
-        lambda t: product(t, like(for_tangents, t)), absolute=lambda t: product(t, size(for_tangents, t))
-    )
-
-    def sums() -> Sums:
-        return Sums((x.value,), terms=x.value.size(contracted), back=for_value.numel())
-
-    return x.replaced(value, linearization, samples, sums=sums)
-
-
-@rule("addmm", "addmv", "baddbmm")
-def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> LinearizedTensor:
-    if not isinstance(input, LinearizedTensor):
-        x = next(operand for operand in (*args, *named.values()) if isinstance(operand, LinearizedTensor))
-        ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
-        if x.evaluation.settings.bounds and beta not in (0, 1, -1):
-            raise NoBoundError
-    total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
-    return total
-
-
-@rule("einsum")
-def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
-    operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    where = [i for i, operand in enumerate(operands) if isinstance(operand, LinearizedTensor)]
-    x: LinearizedTensor = operands[where[0]]
-    if len(where) > 1:
-        raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
-    for_value, for_tangents = constants(x, *operands)
-    for_tangents[where[0]] = None  # the tangents themselves
-    inputs, output = _explicit(equation.replace(" ", ""), [operand.dim() for operand in operands])
-    label = inputs[where[0]][x.samples.dim]
-    if x.samples.count > 1 and label not in output:
-        raise MixedSamplesError(f"einsum {equation!r} sums over the axis that holds the samples")
-
-    def product(t: Tensor, others: list[Any]) -> Tensor:
-        terms = [t if i == where[0] else other for i, other in enumerate(others)]
-        return torch.einsum(f"{','.join(inputs)}->{output}", *terms)
-
-    samples = Samples(x.samples.count, max(output.find(label), 0), x.samples.inner)
-    linearization = x.linearization.mapped(
-        lambda t: product(t, [like(c, t) for c in for_tangents]),
-        absolute=lambda t: product(t, [None if c is None else size(c, t) for c in for_tangents]),
-    )
-    value = product(x.value, for_value)
-
-    def sums() -> Sums:
-        named = [pair for term, t in zip(inputs, for_value, strict=True) for pair in zip(term, t.shape, strict=True)]
-        lengths: dict[str, int] = {}
-        for letter, length in named:
-            lengths[letter] = max(length, lengths.get(letter, 1))
-        products = math.prod(lengths.values())
-        terms, back = (len(inputs) + math.ceil(products / max(1, t.numel())) for t in (value, x.value))
-        return Sums((x.value,), terms=terms, back=back)
-
-    return x.replaced(value, linearization, samples, sums=sums)
-
-
-def _explicit(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """An einsum equation with letters for its ellipses and an output: one term for each operand, and the output."""
-    left, arrow, output = equation.partition("->")
-    terms = left.split(",")
-    free = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in equation]
-    broadcast = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
-    most = max((n for n, term in zip(broadcast, terms, strict=True) if "..." in term), default=0)
-    if not arrow:
-        once = sorted(letter for letter in set(left) - set(",.") if left.count(letter) == 1)
-        output = "..." * ("..." in left) + "".join(once)
-    letters = [term.replace("...", "".join(free[most - n : most])) for n, term in zip(broadcast, terms, strict=True)]
-    return letters, output.replace("...", "".join(free[:most]))

@@ -82,11 +82,63 @@ def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> L
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)), sums=sums)
 
 
-@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
+@rule("lp_pool1d", "lp_pool2d", "lp_pool3d")
+def _sum_pool(
+    function: Any, x: LinearizedTensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> LinearizedTensor:
+    """Torch sums entries, not their sizes, so that with p = 1 it is an average times their number."""
+    if norm_type != 1:
+        raise refuse(x, function, "of all norm_type= 1 is supported")
+    rank = spatial_rank(function)
+    average = getattr(F, f"avg_pool{rank}d")
+    return average(x, kernel_size, stride, 0, ceil_mode) * math.prod(each(kernel_size, rank))  # type: ignore[no-any-return]
+
+
+@rule("grid_sample")
+def _grid_sample(function: Any, x: LinearizedTensor, grid: Tensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
+    require_constant(function, grid)
+    if not isinstance(x, LinearizedTensor):
+        raise refuse(grid, function, "a grid that depends on the network's input is not linear")
+    x.samples.kept(range(1, x.value.dim()), "grid_sample")
+    (for_value,), (for_tangents,) = constants(x, grid)
+    value = function(x.value, for_value, *args, **kwargs)
+
+    def sample(t: Tensor) -> Tensor:
+        found: Tensor = function(t, for_tangents.to(t.dtype), *args, **kwargs)
+        return found
+
+    return x.replaced(value, x.linearization.mapped(sample))
+
+
+@rule(torch.instance_norm, updates=True)
+def _instance_norm_of_torch(
+    function: Any, x: LinearizedTensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, *args: Any
+) -> LinearizedTensor:
+    """In the order in which torch calls what torch.nn.functional sorts."""
+    use_input_stats, momentum, eps, *_ = args
+    return _instance_norm(function, x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+@rule(F.instance_norm, updates=True)
+def _instance_norm(
+    function: Any,
+    x: LinearizedTensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> LinearizedTensor:
+    if use_input_stats:
+        raise refuse(x, function, "a division by statistics of the input is not linear; use running statistics")
+    return _batch_norm(function, x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+@rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", F.unfold, "fold")
 def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
     x.samples.kept(range(1, x.value.dim()), function_name(function))
-    if function is Tensor.unfold:
-        raise refuse(x, function, "use torch.nn.functional.unfold")
     value = function(x.value, *args, **kwargs)
     sums = _resampled(x, value, function_name(function), kwargs.get("mode", args[2] if len(args) > 2 else "nearest"))
     return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)), sums=sums)

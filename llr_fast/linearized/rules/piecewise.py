@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from llr_fast.linearized.layers import Ramp
 from llr_fast.linearized.linearization import identity
 from llr_fast.linearized.local import NoBoundError, Sums
-from llr_fast.linearized.rules.affine import pointwise, require_constant
+from llr_fast.linearized.rules.affine import moves, pointwise, require_constant
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
 
@@ -34,12 +34,18 @@ def activate(
     """
     if not x.value.numel():
         return x.replaced(value, x.linearization)
+    if x.value.is_complex():
+        raise refuse(x, name, "a function of complex numbers is not piecewise linear; of their real parts it is")
+    exact = _is_mask(slopes) and shifts is None
+    if x.frozen:  # no neurons
+        if x.evaluation.settings.bounds and not exact:
+            raise NoBoundError
+        return pointwise(x, value, torch.zeros_like)
     above = [x.value > kink for kink in kinks]
     piece = x.value.new_empty(0, dtype=torch.int16)
     if x.evaluation.settings.certificate:
         piece = above[0] if len(above) == 1 else sum(above, torch.zeros_like(x.value, dtype=torch.int16))
     linearization = x.activated(name, kinks, piece, _slope(x, above, slopes))
-    exact = _is_mask(slopes) and shifts is None
 
     def sums() -> Sums:
         return Sums() if exact else Sums((x.value,), terms=terms, back=terms, constant=shifts or 0.0)
@@ -49,7 +55,7 @@ def activate(
 
 def activate_ramp(x: LinearizedTensor, name: str, function: Callable[[Tensor], Tensor], ramp: Ramp) -> LinearizedTensor:
     """The ramp of `x`, which `function` computes."""
-    fused = x.evaluation.ramp(x.value, ramp, x.linearization) if x.value.numel() else None
+    fused = x.evaluation.ramp(x.value, ramp, x.linearization) if moves(x) and x.value.numel() else None
     if fused is None:
         return activate(x, name, function(x.value), ramp.kinks, ramp.slopes(x.value))
     return x.replaced(*fused)
@@ -127,8 +133,8 @@ def _clamp(function: Any, x: LinearizedTensor, min: Any = None, max: Any = None)
     min, max = _as_number(min), _as_number(max)
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         at_least, at_most = (b if b is None else torch.as_tensor(b, device=x.value.device) for b in (min, max))
-        raised = x if at_least is None else _larger_or_smaller(torch.maximum, x, at_least)
-        return raised if at_most is None else _larger_or_smaller(torch.minimum, raised, at_most)
+        raised = x if at_least is None else larger_or_smaller(torch.maximum, x, at_least)
+        return raised if at_most is None else larger_or_smaller(torch.minimum, raised, at_most)
     lower, upper = (-math.inf if min is None else min), (math.inf if max is None else max)
     ramp = Ramp(float(lower), float(upper))
     if not ramp.kinks:
@@ -186,7 +192,7 @@ def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
-def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
+def larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTensor:
     """The neuron is a - b; of the two one passes as it is, so that a and b that are the same neuron differ by 0."""
     difference: LinearizedTensor = input - other
     name, larger = function_name(function), "max" in function.__name__
@@ -215,11 +221,3 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
 def _never_passes(operand: Any, value: Tensor, larger: bool) -> Tensor:
     """Where the operand is an infinite constant: -inf in a maximum and inf in a minimum are, whatever it is."""
     return value == (-math.inf if larger else math.inf) if isinstance(operand, LinearizedTensor) else value.isinf()
-
-
-@rule("max", "min")
-def _max_of_two(function: Any, a: Any, *args: Any, **kwargs: Any) -> LinearizedTensor:
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        x = a if isinstance(a, LinearizedTensor) else args[0]
-        raise refuse(x, function, "only the maximum or minimum of two tensors is supported; use a max-pooling")
-    return _larger_or_smaller(torch.maximum if "max" in function_name(function) else torch.minimum, a, args[0])

@@ -14,15 +14,19 @@ from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Windows
 from llr_fast.linearized.local import Sums
+from llr_fast.linearized.rules.affine import moves
 from llr_fast.linearized.rules.convolution import each, require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
-from llr_fast.linearized.tensor import LinearizedTensor, refuse
+from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import is_traced
 
 Entries = tuple[tuple[tuple[int, ...], ...], ...]  # for each axis of space and each of its windows the positions in it
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d")
+@rule(
+    *("max_pool1d", "max_pool2d", "max_pool3d"),
+    *("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+)
 def _max_pool(
     function: Any,
     x: LinearizedTensor,
@@ -32,11 +36,9 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> LinearizedTensor:
+) -> Any:
     rank = spatial_rank(function)
     require_batch(function, x)
-    if return_indices:
-        raise refuse(x, function, "return_indices=True is not supported")
     kernel, pad, dilate = (each(v, rank) for v in (kernel_size, padding, dilation))
     step = kernel if stride is None or stride == [] else each(stride, rank)
     spatial = x.value.shape[2:]
@@ -44,11 +46,14 @@ def _max_pool(
     out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
     windows = Windows(tuple(spatial), *map(tuple, (kernel, step, pad, dilate, out)))
     entries = windows.entries()
-    if x.value.numel() and not _looks(x) and all(all(axis) for axis in entries):
+    return_indices = return_indices or "indices" in function_name(function)
+    several = moves(x) and x.value.numel() > 0 and all(all(axis) for axis in entries)
+    if several and not return_indices and not looks_for_padding(x):
         fused = x.evaluation.pool(x.value, windows, x.linearization)
         if fused is not None:
             return x.replaced(*fused)
-    return _pool(function, x, entries)
+    pooled = _pool(function, x, entries)
+    return pooled if return_indices else pooled[0]
 
 
 # Of these torch returns the winners' indices too.
@@ -62,31 +67,30 @@ _WITH_INDICES = (
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     *("adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "adaptive_max_pool3d_with_indices"),
 )
-def _adaptive_max_pool(
-    function: Any, x: LinearizedTensor, output_size: Any, return_indices: bool = False
-) -> LinearizedTensor:
+def _adaptive_max_pool(function: Any, x: LinearizedTensor, output_size: Any, return_indices: bool = False) -> Any:
     rank = spatial_rank(function)
     require_batch(function, x)
-    if return_indices or function in _WITH_INDICES:
-        raise refuse(x, function, "indices of the winners are not supported; use torch.nn.functional's without them")
     sizes = x.value.shape[2:]
     out = [size if wanted is None else wanted for size, wanted in zip(sizes, each(output_size, rank), strict=True)]
     axes = zip(sizes, out, strict=True)
     entries = tuple(tuple(tuple(range(w * size // n, -((w + 1) * size // -n))) for w in range(n)) for size, n in axes)
-    return _pool(function, x, entries)
+    pooled = _pool(function, x, entries)
+    return pooled if return_indices or function in _WITH_INDICES else pooled[0]
 
 
-def _looks(x: LinearizedTensor) -> bool:
+def looks_for_padding(x: LinearizedTensor) -> bool:
     """Whether entries of -inf are looked for, which takes reading numbers back from a GPU."""
     return x.evaluation.settings.certificate or x.evaluation.padded
 
 
-def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTensor:
-    """Entries of -inf are padding: where all samples and channels have it they are no neurons, else dead ones."""
+def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> tuple[LinearizedTensor, LinearizedTensor]:
+    """The largest entries, and their places in space, which stay the same in a linear region.
+
+    Entries of -inf are padding: where all samples and channels have it they are no neurons, else dead ones."""
     shape, sizes = [len(axis) for axis in windows], tuple(x.value.shape[2:])
     flat = x.value.flatten(2)  # [B, C, space]
     padded, some_dead, infinite = None, False, torch.zeros((), dtype=torch.bool, device="cpu")
-    if _looks(x):
+    if looks_for_padding(x):
         infinite = flat.detach() == -math.inf
         times = infinite.flatten(0, 1).sum(0).cpu()  # how often each position is padding
         padded = (times == infinite[..., 0].numel()).numpy()
@@ -118,7 +122,7 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
     def back(each: int) -> int:
         return int(each * entries[tables.real].bincount().amax()) if places else 0
 
-    if window.numel():
+    if window.numel() and moves(x):
         linearization = x.linearization.mapped(lead, absolute=sum_of_both)
         value = lead(x.value, torch.finfo(flat.dtype).max)
         ahead = x.replaced(value, linearization, sums=lambda: Sums(terms=1, back=back(places), once=True))
@@ -127,7 +131,23 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
         ahead.activated(function_name(function).removesuffix("_with_indices"), (0.0,), piece, slope)
     value = winning(x.value, -math.inf).unflatten(-1, shape)
     linearization = x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape))
-    return x.replaced(value, linearization, exact=True, sums=lambda: Sums(back=back(1)))
+    pooled = x.replaced(value, linearization, exact=True, sums=lambda: Sums(back=back(1)))
+    found = winners.unflatten(-1, shape)
+    nothing = x.linearization.mapped(lambda t: torch.zeros_like(winning(t).unflatten(-1, shape)))
+    return pooled, x.replaced(found, nothing, exact=True).freeze()
+
+
+@rule(F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+def _max_unpool(
+    function: Any, x: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    rank = spatial_rank(function)
+    kernel, pad = each(kernel_size, rank), each(padding, rank)
+    step = kernel if stride is None else each(stride, rank)
+    at = zip(x.shape[2:], kernel, step, pad, strict=True)
+    sizes = [(n - 1) * s - 2 * p + k for n, k, s, p in at] if output_size is None else list(output_size)[-rank:]
+    nothing = x.new_zeros(*x.shape[:2], math.prod(sizes))
+    return nothing.scatter(2, indices.flatten(2), x.flatten(2)).unflatten(2, sizes)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

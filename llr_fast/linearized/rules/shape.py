@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.linearization import identity
-from llr_fast.linearized.local import Sums, ratio
+from llr_fast.linearized.local import NoBoundError, Sums, ratio
 from llr_fast.linearized.rules.affine import pointwise
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -41,13 +41,33 @@ def _expand(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
     return pointwise(x, function(x.value, *args, **kwargs), identity)
 
 
+@rule("broadcast_tensors")
+def _broadcast_tensors(function: Any, *tensors: Any) -> tuple[Tensor, ...]:
+    tensors = tuple(tensors[0]) if len(tensors) == 1 and _sequence(tensors[0]) else tensors
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    return tuple(t.expand(shape) for t in tensors)
+
+
 @rule(
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "t", "adjoint", "T", "mT"),
     *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean"),
+    *("tril", "triu", Tensor.unfold),
 )
 def structural(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """A linear function whose output entries are sums of input entries, by shapes alone."""
     return _apply(function, _by_shapes, x, args, kwargs)
+
+
+@rule("diff")
+def _diff(
+    function: Any, x: Any, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> LinearizedTensor:
+    parts = [part for part in (prepend, x, append) if part is not None]
+    x = torch.cat(parts, dim) if len(parts) > 1 else x
+    for _ in range(n):
+        count = max(0, x.size(dim) - 1)
+        x = x.narrow(dim, x.size(dim) - count, count) - x.narrow(dim, 0, count)
+    return x  # type: ignore[no-any-return]
 
 
 @rule("moveaxis")
@@ -56,11 +76,17 @@ def _moveaxis(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(
-    *("index_select", "__getitem__", "take_along_dim", "repeat", "tile", "repeat_interleave"),
-    *("flip", "fliplr", "flipud", "roll"),
+    *("index_select", "__getitem__", "repeat", "tile", "repeat_interleave"),
+    *("flip", "fliplr", "flipud", "roll", "rot90"),
 )
 def selection(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """Each entry of the output is one of the input."""
+    for argument in (*args, *kwargs.values()):
+        for index in argument if _sequence(argument) else [argument]:
+            if isinstance(index, LinearizedTensor):
+                raise refuse(
+                    index, function, "an index depends on the network's input; gather takes one from sort etc."
+                )
     return _apply(function, _by_entries, x, tuple(_without_masks(argument) for argument in args), kwargs)
 
 
@@ -80,8 +106,9 @@ def _pad(
     function: Any, x: LinearizedTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> LinearizedTensor:
     padded = F.pad(x.value, pad, mode, value)
-    x.evaluation.padded |= value == -math.inf
-    samples = x.samples.kept(range(x.value.dim() - len(pad) // 2, x.value.dim()), "pad")
+    x.evaluation.padded |= value is not None and abs(value) == math.inf
+    padded_axes = [x.value.dim() - 1 - i // 2 for i, width in enumerate(pad) if width]
+    samples = x.samples.kept(padded_axes, "pad")
     if mode == "constant":
         return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples, sums=Sums)
     linearization = x.linearization.batched(lambda t: F.pad(t, pad, mode))
@@ -119,7 +146,7 @@ def _stack_rows(function: Any, tensors: Sequence[Any]) -> LinearizedTensor:
     return torch.cat(tensors, int(function is torch.hstack))  # type: ignore[return-value, arg-type]
 
 
-@rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda")
+@rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda")
 def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A certificate is one of the function itself: its values keep their precision, and rounding is refused."""
     stand_in = functools.partial(tree_map_only, LinearizedTensor, LinearizedTensor.stand_in)
@@ -128,6 +155,11 @@ def _to(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return function(x, *args, **kwargs)
     declared = x.evaluation.settings.declared
     target = function(x.stand_in().new_empty(0), *args, **kwargs)
+    if x.frozen and not (x.value.is_floating_point() and target.is_floating_point()):
+        if x.rounded:
+            raise NoBoundError
+        precise = torch.float64 if declared and target.is_floating_point() else target.dtype
+        return pointwise(x, x.value.to(target.device, precise), lambda t: t.to(target.device))
     if not target.is_floating_point() or (declared and target.dtype.itemsize < declared.itemsize):
         raise refuse(x, function, f"a cast to {target.dtype} rounds, which is not piecewise linear")
     if declared:

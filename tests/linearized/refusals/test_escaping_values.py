@@ -19,15 +19,12 @@ ESCAPES = {
     "array": no_rule(lambda x: x + torch.tensor(x.detach().__array__()).square(), "__array__"),
     "bool": mixes(lambda x: x if bool(x[:, 0].sum()) else -x, "sum"),
     "branch": mixes(branch, "sum"),
-    "argmax": no_rule(lambda x: x * x.argmax(1, keepdim=True), "argmax"),
+    "argmax": mixes(lambda x: x * x.argmax(), "argmax"),
     "nonzero": no_rule(lambda x: x + len(x.nonzero()), "nonzero"),
     "index_by_values": no_rule(lambda x: torch.arange(9.0, dtype=DTYPE)[x.long().clamp(0, 8)] + x, "long"),
     "long": no_rule(lambda x: x + x.long(), "long"),
-    "round": no_rule(torch.round, "round"),
-    "sign": no_rule(lambda x: x * x.sign(), "sign"),
     "data": no_rule(lambda x: x.data * x, "data"),
-    "equality": no_rule(lambda x: x * float(x[:, 0] == 0.5) + x, "__eq__"),
-    "inequality": no_rule(lambda x: 2 * x if (x != 0) is True else x, "ne"),
+    "equality": no_rule(lambda x: x * float(x[:, 0] == 0.5) + x, "__float__"),
     "new_tensor": no_rule(lambda x: x * x.new_tensor(x), "new_tensor"),
     "torch_tensor": Refused(
         lambda x: x * torch.tensor(x), llr_fast.NotPiecewiseLinearError, ("aten._to_copy.default",)
@@ -44,11 +41,17 @@ def test_values_do_not_escape(name):
 
 ESCAPES_OF_ONE_SAMPLE = {
     "item": no_rule(lambda x: x * x.sum(1).item(), "item"),
+    "item_of_places": no_rule(lambda x: x * x.argmax(1).item(), "item"),
     "float": no_rule(lambda x: x * float(x.sum(1)), "__float__"),
     "int": no_rule(lambda x: x * int(x.sum(1)), "__int__"),
     "bool": no_rule(lambda x: x if bool(x.sum(1)) else -x, "__bool__"),
     "branch": no_rule(lambda x: x if x.sum(1) else -x, "__bool__"),
-    "comparison": no_rule(lambda x: x if x.sum(1) > 0 else -x, "gt"),
+    "comparison": no_rule(lambda x: x if x.sum(1) > 0 else -x, "__bool__"),
+    "bound": no_rule(lambda x: x if x.max() < 9 else -x, "__bool__"),
+    "all": no_rule(lambda x: x if (x < 9).all() else -x, "__bool__"),
+    "mask_as_index": no_rule(lambda x: x.sum() + x[x > 0], "__getitem__"),
+    "count": no_rule(lambda x: x * (x > 0).sum().item(), "item"),
+    "trunc": no_rule(lambda x: x.trunc(), "trunc"),
     "index": no_rule(lambda x: [x, -x][x.sum(1)], "__index__"),
 }
 

@@ -111,6 +111,19 @@ def set_item_of_buffer(x):
     return buffer.abs()
 
 
+def set_item_by_mask(x):
+    y = 2 * x
+    y[x < 0.1] = 0.4
+    return y + x
+
+
+def set_item_of_view(x):
+    buffer = torch.zeros(len(x), 4, dtype=DTYPE)
+    view = buffer[:, :3]
+    view[:, 1:] = x[:, :2] - 0.2
+    return buffer.abs()
+
+
 def copied_into_buffer(x):
     buffer = torch.zeros(len(x), 4, dtype=DTYPE)
     buffer.copy_(x - 0.2)
@@ -165,10 +178,8 @@ REFUSED = [
     no_rule(contiguous_alias, "abs"),
     no_rule(dropout_alias, "abs"),
     no_rule(to_alias, "abs"),
-    no_rule(set_item, "__setitem__"),
-    no_rule(set_item_of_buffer, "__setitem__"),
+    writes(set_item_of_view, "__setitem__"),
     no_rule(copied_into_buffer, "copy_"),
-    writes(added_to_buffer, "add_"),
     writes(added_to_slice_of_buffer, "add_"),
     writes(added_to_view_of_buffer, "add_"),
     writes(multiplied_into_view, "mul_"),
@@ -184,7 +195,9 @@ def test_changes_through_other_memory_are_refused(case):
     check_refused(case)
 
 
-@pytest.mark.parametrize("function", [in_place_of_input])
+@pytest.mark.parametrize(
+    "function", [in_place_of_input, set_item, set_item_by_mask, set_item_of_buffer, added_to_buffer]
+)
 def test_changes_of_a_tensor_itself_are_right(function):
     check_supported(function)
 

@@ -4,7 +4,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from refusal_cases import C4, DTYPE, check_refused, inside, mixes, no_rule
+from refusal_cases import C4, DTYPE, check_refused, inside, mixes
 
 MIXING = {
     "mean": mixes(lambda x: x.mean(0), "mean"),
@@ -21,7 +21,7 @@ MIXING = {
     "mixing_matrix": mixes(lambda x: torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=DTYPE) @ x, "matmul"),
     "pairs": mixes(lambda x: x.reshape(1, 8) @ torch.ones(8, 2, dtype=DTYPE), "matmul"),
     "all_pairs": mixes(lambda x: x.unsqueeze(0) - x.unsqueeze(1), "sub"),
-    "max_over_batch": no_rule(lambda x: x.amax(0), "amax"),
+    "max_over_batch": mixes(lambda x: x.amax(0), "amax"),
     "pool_over_batch": mixes(lambda x: F.max_pool1d(x.T.unsqueeze(0), 2), "max_pool1d"),
     "conv_over_batch": mixes(lambda x: F.conv1d(x.T.unsqueeze(0), torch.ones(3, 4, 2, dtype=DTYPE)), "conv1d"),
     "einsum": mixes(lambda x: torch.einsum("bi,ij->j", x, C4), "einsum"),
@@ -33,8 +33,8 @@ MIXING = {
     "reordered_by_arange": mixes(lambda x: x[torch.arange(len(x) - 1, -1, -1)], "__getitem__"),
     "every_other": mixes(lambda x: torch.cat([x, x])[::2], "__getitem__"),
     "steps_of_neighbours": mixes(lambda x: x.view(1, 2, 4)[:, :1] + x.view(1, 2, 4), "__getitem__"),
-    "unfolded": no_rule(lambda x: x.unfold(0, 2, 1), "unfold"),
-    "matrix_of_samples": no_rule(lambda x: torch.tensordot(torch.ones(3, 2, dtype=DTYPE), x, dims=1), "tensordot"),
+    "unfolded": mixes(lambda x: x.unfold(0, 2, 1), "unfold"),
+    "matrix_of_samples": mixes(lambda x: torch.tensordot(torch.ones(3, 2, dtype=DTYPE), x, dims=1), "einsum"),
     "batch_norm_over_batch": mixes(
         lambda x: F.batch_norm(x.T, torch.zeros(2, dtype=DTYPE), torch.tensor([1.0, 9.0], dtype=DTYPE)), "batch_norm"
     ),
