@@ -10,13 +10,16 @@ from llr_fast.regions.count import RegionCount, count_linear_regions
 from llr_fast.regions.density import region_density
 from llr_fast.regions.distortion import Distortion, gradient_distortion
 from llr_fast.regions.plane import regions_on_plane
+from llr_fast.regions.region import Region, region
 from llr_fast.regions.segment import Crossings, regions_along
+from llr_fast.reports.diagnosis import Diagnosis, diagnose
 from llr_fast.reports.report import Report, evaluate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Crossings",
+    "Diagnosis",
     "Distortion",
     "Margin",
     "MarginLoss",
@@ -24,17 +27,20 @@ __all__ = [
     "Neurons",
     "NotPiecewiseLinearError",
     "ROLLLoss",
+    "Region",
     "RegionCount",
     "Report",
     "activation_pattern",
     "backend",
     "backends",
     "count_linear_regions",
+    "diagnose",
     "directional_margin",
     "evaluate",
     "gradient_distortion",
     "gradient_norms",
     "margin",
+    "region",
     "region_density",
     "regions_along",
     "regions_on_plane",
