@@ -47,11 +47,16 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BENCH)/cpu.json -m "not gpu"
 
-test-gpu: $(INSTALLED)
-	$(BIN)/pytest tests -m gpu
+# An interpreter that is named is used as it is, and nothing is installed or built: make test-gpu PYTHON=python, or BIN=.
+NAMED := $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(if $(findstring command,$(origin BIN)),$(BIN)/python))
+GPU_PYTHON = $(or $(NAMED),$(BIN)/python)
+WORKERS = import importlib.util as u; print('-n auto --maxprocesses 8' if u.find_spec('xdist') else '')
 
-bench-gpu: $(INSTALLED)
-	$(BENCH)/gpu.json -m gpu
+test-gpu: $(if $(NAMED),,$(INSTALLED))
+	OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest tests -m gpu $$($(GPU_PYTHON) -c "$(WORKERS)")
+
+bench-gpu: $(if $(NAMED),,$(INSTALLED))
+	$(GPU_PYTHON) -m benches.gpu .benchmarks/gpu.json
 
 clean:
 	rm -rf .venv build dist *.egg-info llr_fast/_C*.so margins.png

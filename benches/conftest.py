@@ -1,4 +1,4 @@
-"""Fixtures and JSON of the benches: make bench, make bench-gpu."""
+"""Fixtures and JSON of the benches: make bench, and on a GPU `pytest benches -m gpu`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import torch
 import llr_fast
 from benches.providers import OURS
 
-collect_ignore = ["kernel_report.py", "offline.py"]  # they need Triton and a compiler's tools, and hold no benches
+collect_ignore = [
+    "gpu.py",
+    "kernel_cases.py",
+    "kernel_report.py",
+    "offline.py",
+]  # they need Triton and a compiler's tools, and hold no benches
 
 ROUNDS = 5
 BUDGET = 4.0  # seconds after which a provider is not timed again

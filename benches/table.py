@@ -52,9 +52,10 @@ def _introduction(results: dict) -> str:
     device = (
         machine["gpu"] if cuda else f"{machine['processor']}, {machine['cpu_capability']}, {machine['threads']} threads"
     )
+    command = "pytest benches -m gpu" if cuda else "make bench"
     where = f"{device}; PyTorch {machine['torch'].split('+')[0]}; commit {commit}"
     return (
-        f"`make {'bench-gpu' if cuda else 'bench'}` ({where}): how many times as long as `llr_fast` the alternatives\n"
+        f"`{command}` ({where}): how many times as long as `llr_fast` the alternatives\n"
         "take, timed in turn in one run, in float32, after a check that all agree. *D + 1 passes* and *Appendix D*\n"
         "(layer by layer) are the paper's algorithms, *neuron by neuron* is back-propagation, *torch.func* forward or\n"
         "reverse mode in chunks, *plain PyTorch* `llr_fast` without its kernels. ROLL has `lam=1, C=1,\n"

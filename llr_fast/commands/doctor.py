@@ -57,7 +57,8 @@ def versions() -> list[tuple[str, str]]:
     found = [("llr_fast", llr_fast.__version__), ("python", platform.python_version())]
     for package in PACKAGES:
         try:
-            found.append((package, metadata.version(package)))
+            # Of torch its own number, which says whether it is a build for CUDA; that of the package need not.
+            found.append((package, torch.__version__ if package == "torch" else metadata.version(package)))
         except metadata.PackageNotFoundError:
             found.append((package, "not installed"))
     found.append(("platform", platform.platform()))

@@ -75,3 +75,10 @@ def test_backend_that_raises_is_found(monkeypatch, capsys):
 def test_absent_package_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
     assert ("no-such-package", "not installed") in doctor.versions()
+
+
+def test_local_versions_are_shown(monkeypatch):
+    """Packages of builds for CUDA do not always name them."""
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    monkeypatch.setattr(doctor.metadata, "version", lambda package: "2.11.0")
+    assert ("torch", "2.11.0+cu130") in doctor.versions()

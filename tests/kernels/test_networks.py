@@ -7,6 +7,7 @@ from functools import partial
 import networks
 import pytest
 import torch
+from ops import operator_cases as oc
 from torch.nn.functional import cross_entropy
 
 import llr_fast
@@ -71,6 +72,23 @@ def test_roll(name, estimator, gamma, by_triton, same_directions):
         loss = llr_fast.ROLLLoss(model, estimator=estimator, gamma=gamma, samples=3)
         results.append(run(partial(step, loss, x)))
     torch.testing.assert_close(*results, **TOLERANCE)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_against_float64_on_the_cpu(name, channels_last, by_triton):
+    """A margin, which is computed in float64 from what float32 holds, and a step of ROLL, which is not."""
+    _, (model, x) = build(name, by_triton)
+    model, x = model.float(), x.float()
+    wide = copy.deepcopy(model).double().cpu(), x.double().cpu()
+    expected = on_the_cpu(
+        lambda: (llr_fast.margin(*wide).value, step(llr_fast.ROLLLoss(wide[0], estimator="exact"), wide[1]))
+    )
+    if channels_last and x.dim() == 4:
+        model, x = (t.to(memory_format=torch.channels_last) for t in (model, x))
+    found = llr_fast.margin(model, x).value.cpu(), step(llr_fast.ROLLLoss(model, estimator="exact"), x)
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-6, atol=0)
+    oc.assert_close(found[1], expected[1], torch.float32)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "rademacher"])
