@@ -11,6 +11,7 @@ from llr_fast.regions.density import region_density
 from llr_fast.regions.distortion import Distortion, gradient_distortion
 from llr_fast.regions.plane import regions_on_plane
 from llr_fast.regions.region import Region, region
+from llr_fast.regions.robustness import Robustness, robustness
 from llr_fast.regions.segment import Crossings, regions_along
 from llr_fast.reports.diagnosis import Diagnosis, diagnose
 from llr_fast.reports.report import Report, evaluate
@@ -30,6 +31,7 @@ __all__ = [
     "Region",
     "RegionCount",
     "Report",
+    "Robustness",
     "activation_pattern",
     "backend",
     "backends",
@@ -44,5 +46,6 @@ __all__ = [
     "region_density",
     "regions_along",
     "regions_on_plane",
+    "robustness",
     "set_backend",
 ]

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from llr_fast import ROLLLoss, activation_pattern, margin
+from llr_fast import ROLLLoss, activation_pattern, margin, robustness
 from llr_fast.checks import check_count, check_folder, check_seed
 from llr_fast.plot import plot_margins
 
 NORMS = (1, 2, float("inf"))
 BATCH = 64
 LAM, C = 0.3, 1.0
+EPS = 0.02  # l2 distance within which accuracy is certified
 
 
 class Digits(NamedTuple):
@@ -33,6 +34,7 @@ class Result(NamedTuple):
     accuracy: float
     margins: dict[float, Tensor]  # p -> [500]
     patterns: int
+    certified: float  # accuracy within EPS
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,13 +98,15 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> Result:
     with torch.no_grad():
         accuracy = (model(x).argmax(1) == y).float().mean().item()
     margins = {p: margin(model, x, p).value for p in NORMS}
-    return Result(accuracy, margins, len(activation_pattern(model, x).unique(dim=0)))
+    certified = (robustness(model, x, y=y).lower > EPS).float().mean().item()
+    return Result(accuracy, margins, len(activation_pattern(model, x).unique(dim=0)), certified)
 
 
 def table(results: Mapping[str, Result]) -> str:
-    """Formats accuracy, number of activation patterns and quartiles of the margins, one column for each network."""
+    """Formats accuracies, number of activation patterns and quartiles of the margins, one column for each network."""
     rows: dict[str, list[str]] = {
         "accuracy": [f"{result.accuracy:.1%}" for result in results.values()],
+        f"certified accuracy, l2 {EPS:g}": [f"{result.certified:.1%}" for result in results.values()],
         "activation patterns": [str(result.patterns) for result in results.values()],
     }
     for p in NORMS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -14,12 +14,13 @@ from torch import Tensor, distributed, nn
 from llr_fast import norms
 from llr_fast.certificates.agreement import model_dtype, plain_output
 from llr_fast.certificates.margin import METHODS, Method, margin
-from llr_fast.checks import check_choice, check_finite, check_generator, check_range, described
+from llr_fast.checks import check_choice, check_count, check_finite, check_generator, check_range, described
 from llr_fast.data import stream
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.outputs import logits_of
 from llr_fast.ranks import check_group, gathered
 from llr_fast.regions.count import Counter, RegionCount
+from llr_fast.regions.robustness import robustness
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Report:
         margins: p -> [points] float64 on the CPU, in the order of the data.
         exact: p -> whether no margin has a probability of failure (`margin`'s method "search" has).
         percentiles: those that the table shows.
-        unit: of the margins.
+        unit: of the margins and of eps.
+        eps: the distance for which accuracy was certified; None where none was given.
+        certified: p -> from 0 to 1, the part of the samples that are classified rightly, proven to stay so within
+            `eps`; empty without eps.
     """
 
     points: int
@@ -43,6 +47,8 @@ class Report:
     exact: dict[float, bool]
     percentiles: tuple[float, ...]
     unit: str
+    eps: float | None = None
+    certified: dict[float, float] = field(default_factory=dict)
 
     def percentile(self, p: float) -> dict[float, float]:
         """Percentiles of the l_p margins; values of samples, not interpolated, because margins may be infinite."""
@@ -62,6 +68,8 @@ class Report:
                 for p in self.margins
             },
             "unit": self.unit,
+            **({} if self.eps is None else {"eps": self.eps}),
+            **({"certified": {f"l{p:g}": part for p, part in self.certified.items()}} if self.certified else {}),
         }
 
     def to_markdown(self) -> str:
@@ -75,6 +83,8 @@ class Report:
         rows = [("points", str(self.points))]
         if self.accuracy is not None:
             rows.append(("accuracy", f"{self.accuracy:.1%}"))
+        for p, part in self.certified.items():
+            rows.append((f"certified accuracy, l{p:g}, eps {self.eps:g}", f"{part:.1%}"))
         rows.append(("linear regions, lower bound", str(self.regions.lower)))
         rows.append(("linear regions, upper bound", str(self.regions.upper)))
         for p in self.margins:
@@ -91,6 +101,8 @@ def evaluate(
     p: float | Sequence[float] = norms.NORMS,
     *,
     std: float | Sequence[float] | Tensor | None = None,
+    eps: float | None = None,
+    regions: int | None = 1,
     percentiles: Sequence[float] = (25, 50, 75, 100),
     method: Method = "auto",
     failure_probability: float = 1e-10,
@@ -111,6 +123,10 @@ def evaluate(
         std: where the inputs were normalised as (v - mean) / std, the standard deviation: a number, one for each
             channel (axis 1 of x), or a tensor that broadcasts with a sample. Margins then refer to v: they are those
             of the network of v, min |z| / ||grad_x z / std||_q, exact also where channels differ.
+        eps: also certify accuracy: the part of the samples that are classified rightly and stay so within the l_p
+            distance eps, in the unit of the margins, by `robustness`. Batches need labels.
+        regions: with eps, how many linear regions `robustness` may visit for each sample; None for as many as it takes
+            to decide.
         percentiles: of the margins, from 0 to 100, to show.
         method, failure_probability, generator: as in `margin`.
         progress: whether long work shows a progress bar.
@@ -144,14 +160,25 @@ def evaluate(
     check_range("failure_probability", failure_probability, 1e-300, 0.5)
     check_generator(generator)
     check_group(group)
+    limit = 0.0 if eps is None else check_range("eps", eps, 0)
+    regions = None if regions is None else check_count("regions", regions)
     counter, correct, labelled = Counter(model), 0, 0
     found: dict[float, list[Tensor]] = {value: [] for value in wanted}
-    exact = dict.fromkeys(wanted, True)
+    exact, certified = dict.fromkeys(wanted, True), dict.fromkeys(wanted if eps is not None else (), 0)
     for index, (x, y) in enumerate(stream(model, loader, "evaluate", progress, "loader")):
         network, v, factor = (model, x, 1.0) if std is None else _before_normalisation(model, x, std)
         counter.add(x)  # first: it refuses layers in training mode, which the model itself would update
         if y is not None:
             correct, labelled = correct + _correct(model, x, y, index), labelled + len(y)
+        elif eps is not None:
+            raise ValueError(
+                f"loader: expected labels, which certified accuracy (eps) needs, got none in batch {index}"
+            )
+        for value in certified:
+            options: dict[str, Any] = {"failure_probability": failure_probability, "generator": generator}
+            labels = y.long().to(x.device)
+            near = robustness(network, v, value, y=labels, regions=regions, until=limit / factor, **options)
+            certified[value] += int((near.lower * factor > limit).sum())
         for value in wanted:
             part = margin(
                 network, v, value, method=method, failure_probability=failure_probability, generator=generator
@@ -159,14 +186,15 @@ def evaluate(
             found[value].append(part.value.cpu() * factor)
             exact[value] &= bool(part.exact.all())
     counter.merge(group)
-    regions = counter.result()
-    ranks = gathered((correct, labelled, found, exact), group)
+    counted = counter.result()
+    ranks = gathered((correct, labelled, found, exact, certified), group)
     correct, labelled = sum(rank[0] for rank in ranks), sum(rank[1] for rank in ranks)
     accuracy = correct / labelled if labelled else None
     margins = {value: torch.cat([part for rank in ranks for part in rank[2][value]]) for value in wanted}
     exact = {value: all(rank[3][value] for rank in ranks) for value in wanted}
+    stays = {value: sum(rank[4][value] for rank in ranks) / labelled for value in certified}
     unit = "input" if std is None else "input before normalisation"
-    return Report(regions.points, accuracy, regions, margins, exact, percentiles, unit)
+    return Report(counted.points, accuracy, counted, margins, exact, percentiles, unit, eps, stays)
 
 
 @torch.no_grad()

@@ -17,7 +17,14 @@ def test_command_prints_one_table_and_writes_the_picture(tmp_path, capsys):
     printed = capsys.readouterr()
     header, _, *rows = [line for line in printed.out.splitlines() if line.startswith("|")]
     assert "cross-entropy" in header and "ROLL" in header
-    assert [row.split()[1] for row in rows] == ["accuracy", "activation", *3 * ["l1"], *3 * ["l2"], *3 * ["linf"]]
+    assert [row.split()[1] for row in rows] == [
+        "accuracy",
+        "certified",
+        "activation",
+        *3 * ["l1"],
+        *3 * ["l2"],
+        *3 * ["linf"],
+    ]
     assert "epoch" in printed.err
     assert (tmp_path / "new" / "margins.png").read_bytes().startswith(b"\x89PNG")
 

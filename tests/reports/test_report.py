@@ -180,3 +180,35 @@ def test_labels_are_the_second_part_of_a_batch():
 def test_percentiles_are_those_of_the_nearest_sample(level, expected):
     x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     assert quiet(nn.ReLU(), [x], 2, percentiles=[level]).percentile(2) == {level: expected}
+
+
+@pytest.mark.parametrize("std", [None, 0.5, [0.5, 2.0]])
+@pytest.mark.parametrize("p", NORMS)
+def test_certified_accuracy(p, std):
+    """Against points all around each sample, in the unit before normalisation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = 2 * torch.randn(12, 2, dtype=DTYPE)
+    y = model(x).argmax(1)
+    y[::4] = (y[::4] + 1) % 3
+    unit = torch.ones(2, dtype=DTYPE) * torch.as_tensor(1.0 if std is None else std, dtype=DTYPE)
+    u = 2 * torch.rand(20000, 2, dtype=DTYPE) - 1
+    u = u / torch.linalg.vector_norm(u, p, dim=1, keepdim=True) * torch.rand(20000, 1, dtype=DTYPE) ** 0.5
+    for eps in (0.01, 0.2, 1.0):
+        stays = [(model(a + eps * u / unit).argmax(1) == label).all().item() for a, label in zip(x, y)]
+        found = quiet(model, [(x[:5], y[:5]), (x[5:], y[5:])], p, std=std, eps=eps, regions=None)
+        assert found.certified[p] == pytest.approx(sum(stays) / len(x)) and found.eps == eps
+        assert found.certified[p] <= found.accuracy and f"certified accuracy, l{p:g}, eps {eps:g}" in str(found)
+        assert quiet(model, [(x, y)], p, std=std, eps=eps).certified[p] <= found.certified[p]
+        assert found.to_dict()["certified"] == {f"l{p:g}": found.certified[p]}
+
+
+@pytest.mark.parametrize("eps, error", [(-1.0, ValueError), ("1", TypeError), (math.inf, ValueError)])
+def test_distances_that_are_none_are_refused(eps, error):
+    with pytest.raises(error, match="eps: expected"):
+        quiet(nn.ReLU(), [torch.ones(1, 2)], eps=eps)
+
+
+def test_certified_accuracy_needs_labels():
+    with pytest.raises(ValueError, match="loader: expected labels, which certified accuracy"):
+        quiet(nn.ReLU(), [torch.ones(1, 2)], eps=0.1)

@@ -1,0 +1,166 @@
+"""How far an input can move before the predicted class changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llr_fast import norms
+from llr_fast.certificates import evaluation
+from llr_fast.certificates.margin import Margin, margin
+from llr_fast.checks import check_choice, check_count, check_range, check_tensor
+from llr_fast.data import PATIENCE
+from llr_fast.linearized.torch_modes import as_written
+from llr_fast.outputs import logits_of
+from llr_fast.regions.decision import Decision, predicted
+from llr_fast.regions.walk import Walk
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Within which distance a batch of B samples keeps its classes; see `robustness`.
+
+    Attributes:
+        lower: [B] float64: no input nearer than this has another class.
+        upper: [B] float64: the distance of `adversarial`; +inf where none was found.
+        adversarial: [B, *x.shape[1:]] float64, a point on the boundary to another class, where that has as large a
+            logit up to rounding; NaN where none was found.
+        exact: [B] bool: `lower` and `upper` are the distance to the nearest input of another class.
+        regions: [B] int64: how many linear regions were visited.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    adversarial: Tensor
+    exact: Tensor
+    regions: Tensor
+
+
+@as_written
+def robustness(
+    model: nn.Module,
+    x: Tensor,
+    p: float = 2,
+    *,
+    y: Tensor | None = None,
+    regions: int | None = 1,
+    until: float = math.inf,
+    progress: bool = False,
+    failure_probability: float = 1e-10,
+    generator: torch.Generator | None = None,
+) -> Robustness:
+    """The l_p distance within which every sample keeps its class, from below and from above.
+
+    With one region it is the smaller of the region's margin and the distance to where another class takes over: the
+    leads of the predicted class join the neurons that `margin` searches; for p = 2 the exact method of dense chains, which
+    is several times as fast there, does not apply. With more regions, a
+    walk from region to region in the order of their distances (GeoCert; Jordan et al., 2019) raises the lower bound
+    until it meets the nearest input of another class. Each region takes the gradients of all neurons and a small
+    quadratic (p = 2) or linear program for each facet, so it is for small networks, few inputs, or short distances.
+
+    Args:
+        model: a piecewise-linear network in evaluation mode, of logits [B, classes], or [B] or [B, 1] of one logit,
+            whose sign decides; or with them as its attribute or entry `logits`, or first in a tuple.
+        x: [B, ...], finite.
+        p: 1, 2 or inf.
+        y: [B], the classes to be kept, integers; the predicted ones if not given. Where another class is predicted all
+            distances are 0.
+        regions: how many linear regions may be visited for each sample; None for as many as it takes. The lower bound
+            holds wherever the walk stops.
+        until: a distance; the walk may stop once it knows whether another class is as near as that.
+        progress: whether long work shows a progress bar.
+        failure_probability, generator: of the search for the nearest neuron, as in `margin`.
+
+    Raises:
+        ValueError: the output has no logits, y are no classes; and as `margin`.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+        >>> for parameter, values in zip(model.parameters(), ([[1.0], [1.0]], [0.0, -1.0], [[-1.0, 3.0]], [0.0])):
+        ...     parameter.data = torch.tensor(values)  # min(0, -x), then up with slope 2 from x = 1
+        >>> near = llr_fast.robustness(model, torch.tensor([[0.5]]))
+        >>> near.lower.item(), near.exact.item()  # to the kinks at 0 and 1
+        (0.5, False)
+        >>> all = llr_fast.robustness(model, torch.tensor([[0.5]]), regions=None)
+        >>> all.adversarial.item(), all.exact.item()
+        (1.5, True)
+    """
+    p = check_choice("p", p, norms.NORMS)
+    if regions is not None:
+        regions = check_count("regions", regions)
+    if until != math.inf:
+        until = check_range("until", until, 0)
+    evaluation.check(model, x, torch.float64)
+    options: dict[str, Any] = {"failure_probability": failure_probability, "generator": generator}
+    nearest = margin(Decision(model), x, p, **options)
+    found = _of_one_region(nearest, x)
+    wrong = torch.zeros_like(found.exact) if y is None else _wrong(model, x, y)
+    found.lower[wrong] = found.upper[wrong] = 0.0
+    found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
+    left = ~found.exact & (found.lower <= until)
+    if regions != 1 and left.any():
+        _walk(model, x, p, found, left, regions, until, progress)
+    return found
+
+
+def _of_one_region(nearest: Margin, x: Tensor) -> Robustness:
+    """Where a decision is the nearest of all neurons it is on the boundary of the region, and exact."""
+    last = len(nearest.layer_names) - 1
+    decides = (nearest.layer == last) & nearest.value.isfinite()
+    upper = nearest.value.masked_fill(~decides, math.inf)
+    point = nearest.boundary_point(x.detach().double())
+    point[~decides] = math.nan
+    # Without any kink the network is affine, and without a decision constant.
+    exact = decides | nearest.value.isinf()
+    return Robustness(nearest.value.clone(), upper, point, exact, torch.ones_like(nearest.layer))
+
+
+def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """[B]: where another class than y is predicted."""
+    check_tensor("y", y)
+    found = predicted(model, x)
+    if y.shape != found.shape or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y: expected integers of shape {tuple(found.shape)}, got {y.dtype} of {tuple(y.shape)}")
+    with torch.no_grad():
+        classes = max(2, logits_of(model(x[:1].clone())).size(1))
+    if not ((y >= 0) & (y < classes)).all():
+        raise ValueError(f"y: expected classes from 0 to {classes - 1}, got {y.min().item()} to {y.max().item()}")
+    return found != y.to(found.device)
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model(x))
+
+
+def _walk(
+    model: nn.Module,
+    x: Tensor,
+    p: float,
+    found: Robustness,
+    left: Tensor,
+    regions: int | None,
+    until: float,
+    progress: bool,
+) -> None:
+    """Raises the bounds of the samples that are `left`, [B]."""
+    classes, logits = predicted(model, x), _Logits(model)
+    with tqdm(desc="robustness", unit="region", delay=PATIENCE, disable=not progress) as bar:
+        for i in left.nonzero().flatten().tolist():
+            walk = Walk(logits, x[i : i + 1], int(classes[i]), p)
+            exact = walk.run(regions, until, bar.update)
+            found.regions[i], found.exact[i], found.upper[i] = walk.visited, exact, walk.upper
+            found.lower[i] = walk.upper if exact else min(max(walk.lower, float(found.lower[i])), walk.upper)
+            if walk.nearest is not None:
+                moved = torch.from_numpy(walk.nearest).to(x.device).view(x.shape[1:])
+                found.adversarial[i] = x[i].detach().double() + moved
