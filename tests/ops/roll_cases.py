@@ -87,6 +87,11 @@ def draw(shape, dtype=torch.float32, tangents=None, device="cpu"):
     return z.to(device, dtype), torch.randn(shape, dtype=torch.float64).to(device, tangents or dtype)
 
 
+def channels_last(tensor, channels):
+    """The same entries, of which those of the axis `channels` lie beside each other."""
+    return tensor.movedim(channels, -1).contiguous().movedim(-1, channels)
+
+
 def with_gradients(function, *tensors):
     """Outputs, and gradients of their sum with fixed random weights."""
     leaves = [t.detach().requires_grad_() for t in tensors]
