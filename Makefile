@@ -55,7 +55,7 @@ bench-gpu: $(INSTALLED)
 
 clean:
 	rm -rf .venv build dist *.egg-info llr_fast/_C*.so margins.png
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .triton
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The exact version, because an open range may fetch several GB of CUDA libraries where a CPU build is at hand.

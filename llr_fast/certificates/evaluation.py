@@ -39,6 +39,7 @@ def layers_of(
     dtype: torch.dtype,
     compared: bool = True,
     rounding: Callable[[Tensor, Linearization], Linearization] | None = None,
+    bounds: bool = False,
 ) -> list[Layer]:
     """The layers of neurons of `model` at `x`, values in `dtype`; with their tangents along directions.
 
@@ -47,7 +48,7 @@ def layers_of(
     """
     buffers = _versions_in_training(model)
     collector = layers.tangents if isinstance(linearization, Directions) else layers.values
-    settings = Settings(certificate=True, declared=model_dtype(model, x), rounding=rounding)
+    settings = Settings(certificate=True, declared=model_dtype(model, x), rounding=rounding, bounds=bounds)
     with full_precision, torch.autocast(x.device.type, enabled=False):
         before = generators.states(x.device)
         output, found = linearize(x.detach().to(dtype), linearization, Evaluation(model, collector, settings))

@@ -100,14 +100,14 @@ class Frozen:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = True) -> Frozen:
+def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = True, bounds: bool = False) -> Frozen:
     """The network around x [B, ...], with values in `dtype`; outside of inference mode, so that it has gradients.
 
-    `compared` as in `layers_of`.
+    `compared` as in `layers_of`; with `bounds` the tape notes what rounding does to each value.
     """
     x = x.detach().clone()
     tape = Tape(torch.float64)
-    layers = layers_of(model, x, Taped(tape), dtype, compared=compared)
+    layers = layers_of(model, x, Taped(tape), dtype, compared=compared, bounds=bounds)
     tape.finished = True
     return Frozen(x, layers, tape, tangent_dtype(model, x))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +13,9 @@ from llr_fast import cost, norms
 from llr_fast.certificates import bounds, evaluation, search
 from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import Frozen, freeze
+from llr_fast.certificates.rigorous import assumptions
+from llr_fast.certificates.rigorous import bounds as rigorous_bounds
+from llr_fast.certificates.rigorous.enclosure import Enclosure
 from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
 from llr_fast.linearized.gram import Chain
 from llr_fast.linearized.torch_modes import as_written
@@ -34,6 +37,11 @@ class Margin:
         layer_names: path of the module and name of the function, for each call of a piecewise-linear function.
         exact: [B] bool; False where a probability of failure remains (method "search").
         p: the norm.
+        lower, upper: [B], with `rigorous`: bounds of the margin in real arithmetic; else None.
+        proven: [B] bool, with `rigorous`: whether the side of its kink that each neuron is on is proven; where not,
+            `lower` is 0.
+        unproven: with `rigorous`, for each sample the first neuron whose side is not proven, its layer and its flat
+            index there; None where all are.
     """
 
     value: Tensor
@@ -44,6 +52,10 @@ class Margin:
     layer_names: list[str]
     exact: Tensor
     p: float
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    proven: Tensor | None = None
+    unproven: list[tuple[int, int] | None] | None = None
 
     def boundary_point(self, x: Tensor) -> Tensor:
         """The point nearest to `x` in l_p on the boundary of its linear region.
@@ -91,6 +103,7 @@ def margin(
     failure_probability: float = 1e-10,
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | None = None,
+    rigorous: bool = False,
 ) -> Margin:
     """The l_p margin of every sample: the radius of the largest l_p ball around it on which `model` is affine.
 
@@ -112,6 +125,10 @@ def margin(
         failure_probability: of the search, for each sample.
         dtype: of the values that decide on which side of a kink a point is; gradients have float64.
         generator: of the search's random directions.
+        rigorous: also enclose the margin in real arithmetic, with parameters and inputs as the exact numbers that they
+            are: the model is affine within `lower` of x and has a kink within `upper`, but with
+            `failure_probability` where `exact` is False. docs/rigorous.md has the argument, and what it assumes.
+            Functions without a bound of their rounding are refused.
 
     Raises:
         NotPiecewiseLinearError: the model applies a function that is not piecewise linear, or unknown.
@@ -130,13 +147,16 @@ def margin(
     failure_probability = check_range("failure_probability", failure_probability, 1e-300, 0.5)
     check_generator(generator)
     evaluation.check(model, x, dtype)
+    if rigorous:
+        assumptions.check(x, dtype)
     parts = [
-        _of_part(model, part, p, method, failure_probability, dtype, generator)
+        _of_part(model, part, p, method, failure_probability, dtype, generator, rigorous)
         for part in x.split(evaluation.samples_at_once(model, x, dtype))
     ]
-    names = ("value", "layer", "neuron", "offset", "gradient", "exact")
+    names = ("value", "layer", "neuron", "offset", "gradient", "exact", *(("lower", "upper", "proven") * rigorous))
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return Margin(**joined, layer_names=parts[0].layer_names, p=p)
+    unproven = [which for part in parts for which in part.unproven or []] if rigorous else None
+    return Margin(**joined, layer_names=parts[0].layer_names, p=p, unproven=unproven)
 
 
 def _of_part(
@@ -147,12 +167,38 @@ def _of_part(
     failure_probability: float,
     dtype: torch.dtype,
     generator: torch.Generator | None,
+    rigorous: bool,
 ) -> Margin:
-    frozen, q = freeze(model, x, dtype), norms.dual(p)
+    frozen, q = freeze(model, x, dtype, bounds=rigorous), norms.dual(p)
     if not frozen.layers:
-        return _unbounded(x, p, dtype)
+        none = _unbounded(x, p, dtype)
+        if not rigorous:
+            return none
+        return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
     chain = frozen.chain() if p == 2 and method != "search" else None
     exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
+    enclosure = found = None
+    if rigorous:
+        enclosure = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
+        found = enclosure.nearest
+    if found is None:
+        found = _nearest(model, frozen, q, exact, chain, failure_probability, generator)
+    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
+    sure = torch.full_like(found.value, exact, dtype=torch.bool)
+    names = [layer.name for layer in frozen.layers]
+    margin = Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+    return margin if enclosure is None else _enclosed(margin, enclosure)
+
+
+def _nearest(
+    model: nn.Module,
+    frozen: Frozen,
+    q: float,
+    exact: bool,
+    chain: Chain | None,
+    failure_probability: float,
+    generator: torch.Generator | None,
+) -> search.Nearest:
     if exact:
         probe = Probe.fixed(frozen)
         upper = bounds.exact_norms(frozen, probe, q, None) if chain is None else bounds.by_gram(chain, probe)
@@ -160,11 +206,17 @@ def _of_part(
     else:
         probe = Probe.random(frozen, q, generator)
         upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
-    found = search.nearest(model, frozen, upper, probe, q)
-    offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
-    sure = torch.full_like(found.value, exact, dtype=torch.bool)
-    names = [layer.name for layer in frozen.layers]
-    return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
+    return search.nearest(model, frozen, upper, probe, q)
+
+
+def _enclosed(margin: Margin, by: Enclosure) -> Margin:
+    return replace(
+        margin,
+        lower=by.lower,
+        upper=by.upper,
+        proven=by.undecided[:, 0] < 0,
+        unproven=[None if layer < 0 else (layer, neuron) for layer, neuron in by.undecided.tolist()],
+    )
 
 
 def _exact_is_cheaper(frozen: Frozen, chain: Chain | None) -> bool:

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from llr_fast.linearized.linearization import Linearization, identity
+from llr_fast.linearized.local import Absolute
 from llr_fast.linearized.torch_modes import Modes, checkpoint, is_traced, like
 from llr_fast.norms import Statistic
 from llr_fast.ops.common.arguments import accumulation_dtype
@@ -44,19 +45,27 @@ class Directions(Linearization):
         """That of the tangents."""
         return self._tangents.shape
 
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Directions) -> Directions:
+    def pointwise(
+        self,
+        function: Callable[..., Tensor],
+        shape: Sequence[int],
+        *others: Directions,
+        absolute: Absolute | None = None,
+    ) -> Directions:
         if function is identity and tuple(shape) == tuple(self.shape[1:]):
             return self
         operands = [compact(_with_rank(d.tangents, len(shape))) for d in (self, *others)]
         return Directions(function(*operands).expand(-1, *shape))
 
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
+    def batched(self, function: Callable[[Tensor], Tensor], *, absolute: Absolute | None = None) -> Directions:
         """Directions become part of the batch."""
         tangents = compact(self.tangents, dims=(1,))
         out = function(tangents.flatten(0, 1)).unflatten(0, tangents.shape[:2])
         return Directions(out.expand(-1, self.tangents.size(1), *out.shape[2:]))
 
-    def mapped(self, function: Callable[..., Tensor], *others: Directions) -> Directions:
+    def mapped(
+        self, function: Callable[..., Tensor], *others: Directions, absolute: Absolute | None = None
+    ) -> Directions:
         return Directions(torch.vmap(function)(self.tangents, *(d.tangents for d in others)))
 
     def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> list[Directions]:

@@ -30,12 +30,14 @@ class Settings:
 
     A certificate refuses layers in training mode and cuts parameters out of the graph. Values may have a precision of
     their own; to the model they keep the dtype `declared`, so that it makes its own constants as ever. `rounding`
-    changes the linearization of every result that may be rounded.
+    changes the linearization of every result that may be rounded. With `bounds` the linearization notes bounds of what
+    rounding does to each result, and functions without such a bound are refused.
     """
 
     certificate: bool = False
     declared: torch.dtype | None = None
     rounding: Callable[[Tensor, Linearization], Linearization] | None = None
+    bounds: bool = False
 
     @property
     def trains(self) -> bool:

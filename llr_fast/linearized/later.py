@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.local import Absolute
 from llr_fast.linearized.torch_modes import Modes
 
 
@@ -37,13 +38,21 @@ class Later(Directions):
         with self._modes.entered():
             return self._compute().tangents
 
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Directions) -> Directions:
+    def pointwise(
+        self,
+        function: Callable[..., Tensor],
+        shape: Sequence[int],
+        *others: Directions,
+        absolute: Absolute | None = None,
+    ) -> Directions:
         return self._later(lambda: super(Later, self).pointwise(function, shape, *others))
 
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Directions:
+    def batched(self, function: Callable[[Tensor], Tensor], *, absolute: Absolute | None = None) -> Directions:
         return self._later(lambda: super(Later, self).batched(function))
 
-    def mapped(self, function: Callable[..., Tensor], *others: Directions) -> Directions:
+    def mapped(
+        self, function: Callable[..., Tensor], *others: Directions, absolute: Absolute | None = None
+    ) -> Directions:
         return self._later(lambda: super(Later, self).mapped(function, *others))
 
     def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> list[Directions]:

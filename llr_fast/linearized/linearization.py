@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.local import Absolute, Sums
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -21,8 +24,9 @@ def identity(t: Tensor) -> Tensor:
 class Linearization(ABC):
     """What every rule does to the derivative of a tensor of shape [B, ...], called its tangent t.
 
-    `function` is always linear in the tangents it takes, which have the shapes of the tensors themselves. The last
-    three methods are cases of the others that a linearization may know a better way for.
+    `function` is always linear in the tangents it takes, which have the shapes of the tensors themselves; `absolute`
+    is the same with the absolute values of its coefficients, where some are negative. The last three methods are cases
+    of the others that a linearization may know a better way for.
     """
 
     @property
@@ -36,15 +40,17 @@ class Linearization(ABC):
         return False
 
     @abstractmethod
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Self) -> Linearization:
+    def pointwise(
+        self, function: Callable[..., Tensor], shape: Sequence[int], *others: Self, absolute: Absolute | None = None
+    ) -> Linearization:
         """function(t, *others) entry by entry, with a result that is broadcast to `shape` [B, ...]."""
 
     @abstractmethod
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Linearization:
+    def batched(self, function: Callable[[Tensor], Tensor], *, absolute: Absolute | None = None) -> Linearization:
         """function(t) of tensors [B, ...], sample by sample."""
 
     @abstractmethod
-    def mapped(self, function: Callable[..., Tensor], *others: Self) -> Linearization:
+    def mapped(self, function: Callable[..., Tensor], *others: Self, absolute: Absolute | None = None) -> Linearization:
         """function(t, *others), whatever it does to the axes."""
 
     @abstractmethod
@@ -62,6 +68,10 @@ class Linearization(ABC):
     @abstractmethod
     def activated(self, slope: Tensor) -> Linearization:
         """t * slope, [B, ...], which is a mask or has the dtype of tangents."""
+
+    def bounded(self, value: Tensor, sums: Sums, samples: Samples) -> None:
+        """Takes note of how the last result, with this value and these samples, adds up."""
+        raise NotImplementedError
 
     def reshaped(self, shape: Sequence[int]) -> Linearization:
         """t.reshape(shape), [B, ...]."""
@@ -83,13 +93,15 @@ class NoLinearization(Linearization):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Self) -> Self:
+    def pointwise(
+        self, function: Callable[..., Tensor], shape: Sequence[int], *others: Self, absolute: Absolute | None = None
+    ) -> Self:
         return self
 
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def batched(self, function: Callable[[Tensor], Tensor], *, absolute: Absolute | None = None) -> Self:
         return self
 
-    def mapped(self, function: Callable[..., Tensor], *others: Self) -> Self:
+    def mapped(self, function: Callable[..., Tensor], *others: Self, absolute: Absolute | None = None) -> Self:
         return self
 
     def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> Sequence[Self]:

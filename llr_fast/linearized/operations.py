@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import Absolute, size
 
 
 class Operation(ABC):
@@ -17,11 +19,17 @@ class Operation(ABC):
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         """Its results, of which there mostly is one."""
 
+    def absolute(self, *operands: Directions) -> Directions:
+        """Its one result with the absolute values of its coefficients, along directions that are not negative."""
+        (result,) = self.apply(*operands)
+        return result
+
 
 @dataclass(frozen=True)
 class Pointwise(Operation):
     function: Callable[..., Tensor]
     shape: tuple[int, ...]
+    of_sizes: Absolute | None = None
 
     @property
     def is_identity(self) -> bool:
@@ -31,21 +39,32 @@ class Pointwise(Operation):
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].pointwise(self.function, self.shape, *operands[1:])]
 
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].pointwise(self.of_sizes or self.function, self.shape, *operands[1:])
+
 
 @dataclass(frozen=True)
 class Batched(Operation):
     function: Callable[[Tensor], Tensor]
+    of_sizes: Absolute | None = None
 
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].batched(self.function)]
+
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].batched(self.of_sizes or self.function)
 
 
 @dataclass(frozen=True)
 class Mapped(Operation):
     function: Callable[..., Tensor]
+    of_sizes: Absolute | None = None
 
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].mapped(self.function, *operands[1:])]
+
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].mapped(self.of_sizes or self.function, *operands[1:])
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,9 @@ class Linear(Operation):
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].linear(self.weight)]
 
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].linear(size(self.weight))
+
 
 @dataclass(frozen=True)
 class Convolved(Operation):
@@ -80,6 +102,10 @@ class Convolved(Operation):
 
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].convolved(self.function, self.weight)]
+
+    def absolute(self, *operands: Directions) -> Directions:
+        weight = size(self.weight)
+        return operands[0].batched(lambda t: self.function(t, weight))
 
 
 @dataclass(frozen=True)
@@ -90,9 +116,18 @@ class Scaled(Operation):
     def apply(self, *operands: Directions) -> Sequence[Directions]:
         return [operands[0].scaled(self.factor, self.shape)]
 
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].scaled(size(self.factor), self.shape)
+
 
 @dataclass(frozen=True)
 class Activated:
     """An activation; what is measured there is up to whoever replays the tape."""
 
     slope: Tensor
+
+    def apply(self, *operands: Directions) -> Sequence[Directions]:
+        return [operands[0].activated(self.slope)]
+
+    def absolute(self, *operands: Directions) -> Directions:
+        return operands[0].activated(self.slope if self.slope.dtype == torch.bool else size(self.slope))

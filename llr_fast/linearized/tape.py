@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from llr_fast.linearized import operations
+from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.linearization import Linearization
+from llr_fast.linearized.local import Absolute, Sums
 from llr_fast.linearized.operations import Activated, Operation
 from llr_fast.linearized.torch_modes import Modes
 
@@ -21,17 +23,43 @@ Activate = Callable[[Directions, Tensor], tuple[Directions, M]]
 
 
 @dataclass(frozen=True)
+class Local:
+    """What rounding may do to the result of one operation.
+
+    Attributes:
+        error: a bound of the error of each entry of its value, [B, ...]; None of an exact one.
+        terms: roundings that a product passes through in the operation or in its transpose, at most.
+        samples: where the samples lie in the value.
+    """
+
+    error: Tensor | None
+    terms: int
+    samples: Samples | None = None
+
+
+EXACT = Local(None, 0)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """An operation, and the numbers of its operands and results; 0 is the network's input."""
+    """An operation, and the numbers of its operands and results; 0 is the network's input.
+
+    `local` is known where the evaluation bounds its rounding.
+    """
 
     operation: Operation | Activated
     operands: tuple[int, ...]
     results: range
     modes: Modes | None
+    local: Local = EXACT
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
         """The modes in which the operation was noted, else those of the moment."""
         return self.modes.entered(torch.is_grad_enabled()) if self.modes else contextlib.nullcontext()
+
+
+# Takes an entry and its operands, a list that it may empty; returns the results.
+Step = Callable[[Entry, list[Directions]], Sequence[Directions]]
 
 
 @dataclass
@@ -57,6 +85,21 @@ class Tape:
         self._known += results
         return numbers
 
+    def bounded(self, number: int, value: Tensor, sums: Sums, samples: Samples) -> None:
+        """Notes how the result `number`, with this value, adds up; only the last operation rounds."""
+        entry = self.entries[-1] if self.entries else None
+        if entry is None or list(entry.results) != [number]:
+            if sums.terms:
+                raise RuntimeError("the result of another operation than the last")
+            return
+
+        def absolute(*operands: Tensor) -> Tensor:
+            return entry.operation.absolute(*(Directions(t.unsqueeze(0)) for t in operands)).tangents[0]
+
+        with entry.entered():
+            local = Local(sums.error(absolute, value), max(sums.terms, sums.back), samples)
+        self.entries[-1] = replace(entry, local=local)
+
     def up_to_last_activation(self) -> list[Entry]:
         """What no layer of neurons depends on comes behind it."""
         activations = (i + 1 for i, entry in enumerate(self.entries) if isinstance(entry.operation, Activated))
@@ -67,24 +110,41 @@ class Tape:
 
         Directions are let go after their last use.
         """
-        last_use = {number: i for i, entry in enumerate(self.entries) for number in entry.operands}
-        known = {0: directions}
+        found: list[M] = []
+
+        def do(entry: Entry, operands: list[Directions]) -> Sequence[Directions]:
+            if not isinstance(entry.operation, Activated):
+                return entry.operation.apply(*operands)
+            result, at_activation = activate(operands.pop(), entry.operation.slope)
+            found.append(at_activation)
+            return [result]
+
+        steps = self._steps(directions, do)
         del directions
-        for i, entry in enumerate(self.up_to_last_activation()):
+        for _ in steps:
+            while found:
+                yield found.pop()
+
+    def walk(self, start: Directions, do: Step) -> None:
+        """Has `do` compute the results of each operation, up to the last activation, from those of its operands."""
+        for _ in self._steps(start, do):
+            pass
+
+    def _steps(self, start: Directions, do: Step) -> Iterator[None]:
+        """As `walk`, operation by operation. What was computed is let go after its last use."""
+        entries = self.up_to_last_activation()
+        last_use = {number: i for i, entry in enumerate(entries) for number in entry.operands}
+        known = {0: start}
+        del start
+        for i, entry in enumerate(entries):
             operands = [known[number] for number in entry.operands]
             known = {number: value for number, value in known.items() if last_use[number] > i}
             with entry.entered():
-                if isinstance(entry.operation, Activated):
-                    result, found = activate(operands.pop(), entry.operation.slope)
-                    results: Sequence[Directions] = [result]
-                    del result
-                else:
-                    results = entry.operation.apply(*operands)
+                results = do(entry, operands)
             del operands
             known |= {number: value for number, value in zip(entry.results, results) if number in last_use}
             del results
-            if isinstance(entry.operation, Activated):
-                yield found
+            yield
 
     def products(self) -> Iterator[tuple[int, list[Operation]]]:
         """Layers that are one product of the input with weights, up to factors: their number, and the operations."""
@@ -120,14 +180,20 @@ class Taped(Linearization):
     def keeps(self) -> bool:
         return not self.tape.finished
 
-    def pointwise(self, function: Callable[..., Tensor], shape: Sequence[int], *others: Taped) -> Taped:
-        return self._noted(operations.Pointwise(function, tuple(shape)), *others)
+    def pointwise(
+        self, function: Callable[..., Tensor], shape: Sequence[int], *others: Taped, absolute: Absolute | None = None
+    ) -> Taped:
+        return self._noted(operations.Pointwise(function, tuple(shape), absolute), *others)
 
-    def batched(self, function: Callable[[Tensor], Tensor]) -> Taped:
-        return self._noted(operations.Batched(function))
+    def batched(self, function: Callable[[Tensor], Tensor], *, absolute: Absolute | None = None) -> Taped:
+        return self._noted(operations.Batched(function, absolute))
 
-    def mapped(self, function: Callable[..., Tensor], *others: Taped) -> Taped:
-        return self._noted(operations.Mapped(function), *others)
+    def mapped(self, function: Callable[..., Tensor], *others: Taped, absolute: Absolute | None = None) -> Taped:
+        return self._noted(operations.Mapped(function, absolute), *others)
+
+    def bounded(self, value: Tensor, sums: Sums, samples: Samples) -> None:
+        if not self.tape.finished:
+            self.tape.bounded(self.number, value, sums, samples)
 
     def parts(self, function: Callable[[Tensor], Sequence[Tensor]], count: int) -> Sequence[Taped]:
         if self.tape.finished:

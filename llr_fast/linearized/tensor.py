@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.evaluation import Evaluation
 from llr_fast.linearized.layers import Activation
 from llr_fast.linearized.linearization import Linearization
+from llr_fast.linearized.local import NoBoundError, Sums
 from llr_fast.linearized.table import TABLE, function_name
 
 
@@ -69,10 +70,22 @@ class LinearizedTensor(WithDerivatives):
         raise NotPiecewiseLinearError(f"{func} was applied to a tensor that depends on the network's input")
 
     def replaced(
-        self, value: Tensor, linearization: Linearization, samples: Samples | None = None, exact: bool = False
+        self,
+        value: Tensor,
+        linearization: Linearization,
+        samples: Samples | None = None,
+        exact: bool = False,
+        sums: Callable[[], Sums] | None = None,
     ) -> LinearizedTensor:
-        """The result of a function of this tensor; `exact` of one that rounds nothing."""
+        """The result of a function of this tensor; `exact` of one that rounds nothing.
+
+        How it adds up, `sums`, is asked for where the rounding of each result is bounded.
+        """
         samples = self.samples if samples is None else samples
+        if self.evaluation.settings.bounds and value.numel():
+            if sums is None and not exact and not _share_memory(value, self.value):
+                raise NoBoundError
+            linearization.bounded(value, Sums() if sums is None else sums(), samples)
         rounding = self.evaluation.settings.rounding
         if rounding is not None and not exact and not _share_memory(value, self.value):
             linearization = rounding(value, linearization)
@@ -167,6 +180,8 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = found.run(function, *args, **kwargs)
     except MixedSamplesError as error:
         raise MixedSamplesError(f"{error} (in module {evaluation.module.path()!r})") from None
+    except NoBoundError:
+        raise refuse(operands[0], function, "rigorous=True has no bound of its rounding") from None
     except (RuntimeError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(operand.shape)) for operand in operands)
         raise ValueError(

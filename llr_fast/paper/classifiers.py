@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from llr_fast import ROLLLoss
 from llr_fast.paper.datasets import Images
@@ -18,6 +18,7 @@ from llr_fast.paper.training import Training, fit
 
 MEAN, STD = 0.1307, 0.3081
 BATCH = 64
+LAZY = 8  # steps of one penalty, where it is lazy
 
 
 class Variant(NamedTuple):
@@ -98,11 +99,11 @@ def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, pat
     def batches() -> DataLoader[tuple[Tensor, ...]]:
         if roll:
             roll.steps = 0  # in every epoch, after which a run may be resumed
-        return DataLoader(data.train, BATCH, shuffle=True)
+        return _batches(data.train, BATCH, shuffle=True)
 
     @torch.no_grad()
     def validation() -> float:
-        total = sum(loss(batch).item() * len(batch[1]) for batch in DataLoader(data.validation, 500))
+        total = sum(loss(batch).item() * len(batch[1]) for batch in _batches(data.validation, 500))
         return total / len(data.validation)
 
     training = Training(
@@ -120,5 +121,13 @@ def train(model: nn.Module, roll: ROLLLoss | None, data: Split, epochs: int, pat
 @torch.no_grad()
 def accuracy(model: nn.Module, images: TensorDataset) -> float:
     """From 0 to 1."""
-    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in DataLoader(images, 1000))
+    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in _batches(images, 1000))
     return correct / len(images)
+
+
+def _batches(
+    data: Subset[tuple[Tensor, ...]] | TensorDataset, size: int, shuffle: bool = False
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Each read as a whole: to collect images one by one takes longer than a step of these networks."""
+    order = RandomSampler(data) if shuffle else SequentialSampler(data)
+    return DataLoader(data, batch_size=None, sampler=BatchSampler(order, size, drop_last=False))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from llr_fast import evaluate
 from llr_fast.paper import classifiers, curves, datasets
-from llr_fast.paper.classifiers import Split, Variant
+from llr_fast.paper.classifiers import LAZY, Split, Variant
 from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, margin_of, table
 
@@ -25,10 +25,9 @@ NORMS = (1, 2, math.inf)
 PERCENTILES = ("P25", "P50", "P75", "P100")
 COUNTS = {
     "epochs": (20, "of Table 1's networks"),
-    "curve_epochs": (1, "of Figure 2's networks"),
+    "curve_epochs": (20, "of Figure 2's networks"),
     "samples": (4, "random directions, where they replace the exact loss of Table 1"),
 }
-LAZY = 8  # steps of one penalty, in the rows that have one random direction
 UNIT = 1e-4  # of the margins in the table
 
 

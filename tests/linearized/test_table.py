@@ -24,7 +24,7 @@ B = 3
 
 
 def const(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=GENERATOR, dtype=DTYPE)
+    return torch.randn(shape, generator=GENERATOR).to(DTYPE)  # float32 numbers
 
 
 @dataclass

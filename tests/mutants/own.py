@@ -327,8 +327,8 @@ OWN = (
     Mutant(
         "pad-in-tangents",
         "llr_fast/linearized/rules/shape.py",
-        "lambda t: F.pad(t, pad)), samples)",
-        "lambda t: F.pad(t, pad, mode, value)), samples)",
+        "lambda t: F.pad(t, pad)), samples, sums=Sums)",
+        "lambda t: F.pad(t, pad, mode, value)), samples, sums=Sums)",
         "padding with a value other than 0: it counts as a derivative",
         ("tests/linearized/test_rules.py::test_rule[pad_constant]",),
     ),

@@ -40,8 +40,8 @@ SURVIVORS = (
     Mutant(
         "transposed-convolutions-deferred",
         "llr_fast/linearized/rules/convolution.py",
-        'if "transpose" in function_name(function):',
-        'if "transpose3d" in function_name(function):',
+        'transposed = "transpose" in function_name(function)',
+        'transposed = "transpose3d" in function_name(function)',
         "ConvTranspose -> BatchNorm with as many inputs as outputs: norms up to 4 times too large",
         ("tests/linearized/test_rules.py::test_rule[conv_transpose2d_then_batch_norm]",),
     ),

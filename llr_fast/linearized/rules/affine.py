@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import SMALL, Absolute, NoBoundError, Sums, ratio, size
 from llr_fast.linearized.table import rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
 from llr_fast.linearized.torch_modes import like
@@ -41,28 +42,61 @@ def broadcast_samples(value: Tensor, function: str, *operands: LinearizedTensor)
     return places.pop()
 
 
-def pointwise(x: LinearizedTensor, value: Tensor, function: Callable[..., Tensor]) -> LinearizedTensor:
-    """A function of single entries of `x`, with the broadcast `value` it takes."""
+def pointwise(
+    x: LinearizedTensor,
+    value: Tensor,
+    function: Callable[..., Tensor],
+    absolute: Absolute | None = None,
+    **roundings: Any,
+) -> LinearizedTensor:
+    """A function of single entries of `x`, with the broadcast `value` it takes; exact but for `roundings`, see Sums."""
     samples = broadcast_samples(value, "broadcasting", x)
-    return x.replaced(value, x.linearization.pointwise(function, value.shape), samples)
+    linearization = x.linearization.pointwise(function, value.shape, absolute=absolute)
+    return x.replaced(value, linearization, samples, sums=_sums_of(value, roundings, x))
 
 
-def total(function: Any, a: LinearizedTensor, b: LinearizedTensor, combine: Callable[..., Tensor]) -> LinearizedTensor:
+def total(
+    function: Any,
+    a: LinearizedTensor,
+    b: LinearizedTensor,
+    combine: Callable[..., Tensor],
+    absolute: Absolute | None = None,
+    **roundings: Any,
+) -> LinearizedTensor:
     """A linear combination of two tensors that both depend on the network's input."""
     value = combine(a.value, b.value)
-    linearization = a.linearization.pointwise(combine, value.shape, b.linearization)
-    return a.replaced(value, linearization, broadcast_samples(value, function.__name__, a, b))
+    linearization = a.linearization.pointwise(combine, value.shape, b.linearization, absolute=absolute)
+    samples = broadcast_samples(value, function.__name__, a, b)
+    return a.replaced(value, linearization, samples, sums=_sums_of(value, roundings, a, b))
+
+
+def _sums_of(value: Tensor, roundings: dict[str, Any], *operands: LinearizedTensor) -> Callable[[], Sums]:
+    """Of a function of single entries, which are broadcast to `value`."""
+
+    def sums() -> Sums:
+        copies = max(ratio(value, x.value) for x in operands)
+        back = roundings.get("terms", 0) + (copies if copies > 1 else 0)
+        return Sums(tuple(x.value for x in operands), back=back, **roundings)
+
+    return sums
 
 
 def add(a: Any, b: Any, alpha: Any = 1, function: Any = torch.add) -> LinearizedTensor:
     """a + alpha * b, where a, b or both depend on the network's input."""
+    once = alpha in (1, -1)  # then the product rounds nothing
+    rounded: dict[str, Any] = {"terms": 1 if once else 2, "once": once}
     if isinstance(a, LinearizedTensor) and isinstance(b, LinearizedTensor):
-        return total(function, a, b, lambda s, t: torch.add(s, t, alpha=alpha))
+        sizes = None if alpha == 1 else (lambda s, t: s + t * size(alpha))
+        return total(function, a, b, lambda s, t: torch.add(s, t, alpha=alpha), sizes, **rounded)
     if isinstance(a, LinearizedTensor):
         (b,), _ = constants(a, b)
-        return pointwise(a, torch.add(a.value, b, alpha=alpha), identity)
+        constant = 0.0 if once else b * alpha
+        return pointwise(a, torch.add(a.value, b, alpha=alpha), identity, constant=constant, **rounded)
     (a,), _ = constants(b, a)
-    return pointwise(b, torch.add(torch.mul(b.value, alpha), a), identity if alpha == 1 else lambda t: t * alpha)
+    value = torch.add(torch.mul(b.value, alpha), a)
+    if alpha == 1:
+        return pointwise(b, value, identity, **rounded)
+    return pointwise(b, value, lambda t: t * alpha, lambda t: t * size(alpha), constant=a, **rounded)
 
 
 @rule("add", "__add__", "__radd__", inplace=True)
@@ -82,7 +116,7 @@ def _rsub(function: Any, input: Any, other: Any, *, alpha: Any = 1) -> Linearize
 
 @rule("neg", "negative", "__neg__", inplace=True)
 def _neg(function: Any, x: LinearizedTensor) -> LinearizedTensor:
-    return pointwise(x, -x.value, torch.neg)
+    return pointwise(x, -x.value, torch.neg, identity)
 
 
 @rule("positive", "__pos__", "clone", "contiguous", "detach", "alias")
@@ -98,7 +132,8 @@ def _mul(function: Any, input: Any, other: Any) -> LinearizedTensor:
     if isinstance(factor, LinearizedTensor):
         raise refuse(x, function, "the product of two tensors that depend on the network's input is not linear")
     (for_value,), (for_tangents,) = constants(x, factor)
-    return pointwise(x, torch.mul(x.value, for_value), lambda t: t * like(for_tangents, t))
+    value = torch.mul(x.value, for_value)
+    return pointwise(x, value, lambda t: t * like(for_tangents, t), lambda t: t * size(for_tangents, t), terms=1)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", inplace=True)
@@ -108,7 +143,12 @@ def _div(function: Any, x: Any, other: Any, *, rounding_mode: str | None = None)
     if rounding_mode is not None:
         raise refuse(x, function, "a rounded quotient is not piecewise linear")
     (for_value,), (for_tangents,) = constants(x, other)
-    return pointwise(x, torch.div(x.value, for_value), lambda t: t / like(for_tangents, t))
+    value = torch.div(x.value, for_value)
+
+    def of_sizes(t: Tensor) -> Tensor:
+        return t / size(for_tangents, t).clamp_max(1 / SMALL)
+
+    return pointwise(x, value, lambda t: t / like(for_tangents, t), of_sizes, terms=1)
 
 
 @rule("where")
@@ -158,7 +198,12 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
     if together is not None:
         value, linearization = together
         return x.replaced(value if b is None else value + b, linearization, samples)
-    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples)
+
+    def sums() -> Sums:
+        outputs, inputs = w.shape if w.dim() == 2 else (1, len(w))
+        return Sums((x.value,), terms=inputs + 1, back=outputs, constant=0.0 if b is None else b)
+
+    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples, sums=sums)
 
 
 @rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__")
@@ -182,7 +227,14 @@ def _matmul(function: Any, a: Any, *args: Any, **named: Any) -> LinearizedTensor
     # A vector takes an axis away from behind the batch axis; more axes of the constant are put in front.
     kept_rank = rank - (for_value.dim() == 1 and samples.dim < contracted)
     samples = samples if samples.count == 1 else samples.shifted(value.dim() - kept_rank)
-    return x.replaced(value, x.linearization.mapped(lambda t: product(t, like(for_tangents, t))), samples)
+    linearization = x.linearization.mapped(
+        lambda t: product(t, like(for_tangents, t)), absolute=lambda t: product(t, size(for_tangents, t))
+    )
+
+    def sums() -> Sums:
+        return Sums((x.value,), terms=x.value.size(contracted), back=for_value.numel())
+
+    return x.replaced(value, linearization, samples, sums=sums)
 
 
 @rule("addmm", "addmv", "baddbmm")
@@ -190,6 +242,8 @@ def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1,
     if not isinstance(input, LinearizedTensor):
         x = next(operand for operand in (*args, *named.values()) if isinstance(operand, LinearizedTensor))
         ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
+        if x.evaluation.settings.bounds and beta not in (0, 1, -1):
+            raise NoBoundError
     total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
     return total
 
@@ -213,8 +267,22 @@ def _einsum(function: Any, equation: str, *operands: Any) -> LinearizedTensor:
         return torch.einsum(f"{','.join(inputs)}->{output}", *terms)
 
     samples = Samples(x.samples.count, max(output.find(label), 0), x.samples.inner)
-    linearization = x.linearization.mapped(lambda t: product(t, [like(c, t) for c in for_tangents]))
-    return x.replaced(product(x.value, for_value), linearization, samples)
+    linearization = x.linearization.mapped(
+        lambda t: product(t, [like(c, t) for c in for_tangents]),
+        absolute=lambda t: product(t, [None if c is None else size(c, t) for c in for_tangents]),
+    )
+    value = product(x.value, for_value)
+
+    def sums() -> Sums:
+        named = [pair for term, t in zip(inputs, for_value, strict=True) for pair in zip(term, t.shape, strict=True)]
+        lengths: dict[str, int] = {}
+        for letter, length in named:
+            lengths[letter] = max(length, lengths.get(letter, 1))
+        products = math.prod(lengths.values())
+        terms, back = (len(inputs) + math.ceil(products / max(1, t.numel())) for t in (value, x.value))
+        return Sums((x.value,), terms=terms, back=back)
+
+    return x.replaced(value, linearization, samples, sums=sums)
 
 
 def _explicit(equation: str, ranks: list[int]) -> tuple[list[str], str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.linearized.local import NoBoundError, Sums, ratio, size
 from llr_fast.linearized.rules.affine import constants, require_constant
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -16,6 +19,11 @@ from llr_fast.linearized.torch_modes import like
 
 def spatial_rank(function: Any) -> int:
     return int(next(c for c in reversed(function_name(function)) if c.isdigit()))
+
+
+def each(value: Any, rank: int) -> list[Any]:
+    """One value for each axis of space."""
+    return list(value) * (rank if len(value) == 1 else 1) if isinstance(value, (list, tuple)) else [value] * rank
 
 
 def require_batch(function: Any, x: LinearizedTensor) -> None:
@@ -38,9 +46,21 @@ def _convolve(
         convolved: Tensor = function(t, like(weight, t), None, *args, **kwargs)
         return convolved
 
-    if "transpose" in function_name(function):  # its weight has the output channels elsewhere
-        return x.replaced(value, x.linearization.batched(lambda t: convolve(t, for_tangents)))
-    return x.replaced(value, x.linearization.convolved(convolve, for_tangents))
+    transposed = "transpose" in function_name(function)  # its weight has the output channels elsewhere
+
+    def sums() -> Sums:
+        by_channels = (w[0].numel(), w.numel() // max(1, w.size(1)))
+        terms, back = reversed(by_channels) if transposed else by_channels
+        constant = 0.0 if b is None else b.view(-1, *[1] * (w.dim() - 2))
+        return Sums((x.value,), terms=terms + 1, back=back, constant=constant)
+
+    if transposed:
+        linearization = x.linearization.batched(
+            lambda t: convolve(t, for_tangents), absolute=lambda t: convolve(t, size(for_tangents))
+        )
+    else:
+        linearization = x.linearization.convolved(convolve, for_tangents)
+    return x.replaced(value, linearization, sums=sums)
 
 
 @rule(
@@ -50,7 +70,16 @@ def _convolve(
 def _average(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> LinearizedTensor:
     require_batch(function, x)
     value = function(x.value, *args, **kwargs)
-    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+
+    def sums() -> Sums:
+        space, windows = x.value.shape[2:], value.shape[2:]
+        if "adaptive" in function_name(function):
+            kernel = math.prod(math.ceil(length / count) + 1 for length, count in zip(space, windows, strict=True))
+        else:
+            kernel = math.prod(each(args[0] if args else kwargs["kernel_size"], len(space)))
+        return Sums((x.value,), terms=kernel + 1, back=kernel + 1)
+
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)), sums=sums)
 
 
 @rule("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold")
@@ -59,7 +88,26 @@ def _resample(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> 
     if function is Tensor.unfold:
         raise refuse(x, function, "use torch.nn.functional.unfold")
     value = function(x.value, *args, **kwargs)
-    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)))
+    sums = _resampled(x, value, function_name(function), kwargs.get("mode", args[2] if len(args) > 2 else "nearest"))
+    return x.replaced(value, x.linearization.batched(lambda t: function(t, *args, **kwargs)), sums=sums)
+
+
+def _resampled(x: LinearizedTensor, value: Tensor, name: str, mode: Any) -> Callable[[], Sums]:
+    """Of functions that move entries, repeat them, or add them up; others have weights of their own, for no bound."""
+
+    def sums() -> Sums:
+        most = max(ratio(value, x.value), ratio(x.value, value))
+        if name in ("interpolate", "upsample"):
+            if mode != "nearest":
+                raise NoBoundError
+            most = x.value[0].numel() + value[0].numel()
+        elif name == "fold":
+            return Sums((x.value,), terms=x.value[0].numel() // max(1, value.size(1)))
+        elif name == "unfold":
+            most = value[0].numel() // max(1, x.value.size(1))
+        return Sums(back=most if most > 1 else 0)
+
+    return sums
 
 
 @rule("batch_norm", updates=True)
@@ -102,7 +150,14 @@ def _batch_norm(
         factor = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, x.linearization.dtype)) + eps)
     factor = factor if weight is None else factor * weight
     _, (factor,) = constants(x, factor)
-    return x.replaced(value, x.linearization.scaled(factor, value.shape))
+
+    def sums() -> Sums:
+        moved = 0.0 if running_mean is None else running_mean.double().abs() * factor.double().abs()
+        moved = moved + (0.0 if bias is None else bias.double().abs())
+        constant = moved.view(-1, *[1] * (value.dim() - 2)) if isinstance(moved, Tensor) else moved
+        return Sums((x.value,), terms=10, back=10, constant=constant)
+
+    return x.replaced(value, x.linearization.scaled(factor, value.shape), sums=sums)
 
 
 @rule(torch.batch_norm, updates=True)

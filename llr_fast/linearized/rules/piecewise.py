@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Ramp
 from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import NoBoundError, Sums
 from llr_fast.linearized.rules.affine import pointwise, require_constant
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -23,12 +24,13 @@ def activate(
     value: Tensor,
     kinks: tuple[float, ...],
     slopes: tuple[Any, ...],
-    shifts: bool = False,
+    shifts: float | None = None,
+    terms: int = 1,
 ) -> LinearizedTensor:
     """The function of `x` with the given kinks in rising order and the slopes of the pieces between them.
 
     A point on a kink belongs to the piece below it. Slopes of 0 and 1 stay a mask, an entry of which takes one byte;
-    what passes is rounded if the function `shifts` it.
+    what passes is rounded if the function `shifts` it, by so much. Other slopes round as many times as `terms` says.
     """
     if not x.value.numel():
         return x.replaced(value, x.linearization)
@@ -37,7 +39,12 @@ def activate(
     if x.evaluation.settings.certificate:
         piece = above[0] if len(above) == 1 else sum(above, torch.zeros_like(x.value, dtype=torch.int16))
     linearization = x.activated(name, kinks, piece, _slope(x, above, slopes))
-    return x.replaced(value, linearization, exact=_is_mask(slopes) and not shifts)
+    exact = _is_mask(slopes) and shifts is None
+
+    def sums() -> Sums:
+        return Sums() if exact else Sums((x.value,), terms=terms, back=terms, constant=shifts or 0.0)
+
+    return x.replaced(value, linearization, exact=exact, sums=sums)
 
 
 def activate_ramp(x: LinearizedTensor, name: str, function: Callable[[Tensor], Tensor], ramp: Ramp) -> LinearizedTensor:
@@ -90,6 +97,8 @@ def _rrelu(
         raise ValueError(
             f"rrelu in module {x.evaluation.module.path()!r} draws random slopes in training mode; call model.eval()"
         )
+    if x.evaluation.settings.bounds:
+        raise NoBoundError  # the slope itself is rounded
     return _leaky_relu(function, x, (lower + upper) / 2)
 
 
@@ -158,12 +167,12 @@ def _threshold(
 
 @rule("abs", "absolute", "__abs__", inplace=True)
 def _abs(function: Any, x: LinearizedTensor) -> LinearizedTensor:
-    return activate(x, "abs", x.value.abs(), (0.0,), (-1.0, 1.0))
+    return activate(x, "abs", x.value.abs(), (0.0,), (-1.0, 1.0), terms=0)
 
 
 @rule("hardsigmoid")
 def _hardsigmoid(function: Any, x: LinearizedTensor, inplace: bool = False) -> LinearizedTensor:
-    return activate(x, "hardsigmoid", F.hardsigmoid(x.value), (-3.0, 3.0), (0.0, 1 / 6, 0.0))
+    return activate(x, "hardsigmoid", F.hardsigmoid(x.value), (-3.0, 3.0), (0.0, 1 / 6, 0.0), shifts=1.0, terms=4)
 
 
 @rule("hardshrink")
@@ -173,7 +182,7 @@ def _hardshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> Linea
 
 @rule("softshrink")
 def _softshrink(function: Any, x: LinearizedTensor, lambd: float = 0.5) -> LinearizedTensor:
-    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0), shifts=True)
+    return activate(x, "softshrink", F.softshrink(x.value, lambd), (-lambd, lambd), (1.0, 0.0, 1.0), shifts=lambd)
 
 
 @rule("maximum", "minimum", "fmax", "fmin")
@@ -188,7 +197,7 @@ def _larger_or_smaller(function: Any, input: Any, other: Any) -> LinearizedTenso
         largest = torch.finfo(difference.value.dtype).max
         value = difference.value.masked_fill(fixed & (a > b), largest).masked_fill(fixed & ~(a > b), -largest)
         cut = difference.linearization.pointwise(lambda t: torch.where(fixed, 0.0, t), value.shape)
-        difference = difference.replaced(value, cut)
+        difference = difference.replaced(value, cut, sums=Sums)
     passes = (difference.value > 0) == larger  # of a, else of b
     value = function(a, b)
     activated = activate(difference, name, value, (0.0,), (0.0, 1.0) if larger else (1.0, 0.0))

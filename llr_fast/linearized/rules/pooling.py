@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llr_fast.linearized.layers import Windows
-from llr_fast.linearized.rules.convolution import require_batch, spatial_rank
+from llr_fast.linearized.local import Sums
+from llr_fast.linearized.rules.convolution import each, require_batch, spatial_rank
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
 from llr_fast.linearized.torch_modes import is_traced
@@ -36,8 +37,8 @@ def _max_pool(
     require_batch(function, x)
     if return_indices:
         raise refuse(x, function, "return_indices=True is not supported")
-    kernel, pad, dilate = (_each(v, rank) for v in (kernel_size, padding, dilation))
-    step = kernel if stride is None or stride == [] else _each(stride, rank)
+    kernel, pad, dilate = (each(v, rank) for v in (kernel_size, padding, dilation))
+    step = kernel if stride is None or stride == [] else each(stride, rank)
     spatial = x.value.shape[2:]
     pool = getattr(F, f"max_pool{rank}d")
     out = pool(torch.empty(1, *spatial, device="meta"), kernel, step, pad, dilate, ceil_mode).shape[1:]
@@ -69,7 +70,7 @@ def _adaptive_max_pool(
     if return_indices or function in _WITH_INDICES:
         raise refuse(x, function, "indices of the winners are not supported; use torch.nn.functional's without them")
     sizes = x.value.shape[2:]
-    out = [size if wanted is None else wanted for size, wanted in zip(sizes, _each(output_size, rank), strict=True)]
+    out = [size if wanted is None else wanted for size, wanted in zip(sizes, each(output_size, rank), strict=True)]
     axes = zip(sizes, out, strict=True)
     entries = tuple(tuple(tuple(range(w * size // n, -((w + 1) * size // -n))) for w in range(n)) for size, n in axes)
     return _pool(function, x, entries)
@@ -108,13 +109,25 @@ def _pool(function: Any, x: LinearizedTensor, windows: Entries) -> LinearizedTen
         found = winning(t)[..., window] - t.flatten(2).gather(-1, losers)
         return found.masked_fill(dead, of_dead) if some_dead else found
 
+    def sum_of_both(t: Tensor) -> Tensor:
+        found = winning(t)[..., window] + t.flatten(2).gather(-1, losers)
+        return found.masked_fill(dead, 0.0) if some_dead else found
+
+    places = entries.size(1)
+
+    def back(each: int) -> int:
+        return int(each * entries[tables.real].bincount().amax()) if places else 0
+
     if window.numel():
-        ahead = x.replaced(lead(x.value, torch.finfo(flat.dtype).max), x.linearization.mapped(lead))
+        linearization = x.linearization.mapped(lead, absolute=sum_of_both)
+        value = lead(x.value, torch.finfo(flat.dtype).max)
+        ahead = x.replaced(value, linearization, sums=lambda: Sums(terms=1, back=back(places), once=True))
         piece = winner[..., window].to(torch.int16 if entries.size(1) <= 2**15 else torch.int32)
         slope = torch.ones_like(ahead.value, dtype=torch.bool)
         ahead.activated(function_name(function).removesuffix("_with_indices"), (0.0,), piece, slope)
     value = winning(x.value, -math.inf).unflatten(-1, shape)
-    return x.replaced(value, x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape)), exact=True)
+    linearization = x.linearization.mapped(lambda t: winning(t).unflatten(-1, shape))
+    return x.replaced(value, linearization, exact=True, sums=lambda: Sums(back=back(1)))
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,3 @@ def _places(windows: Entries, sizes: tuple[int, ...], padded: Any) -> tuple[Any,
     order = np.argsort(2 - counted.astype(np.int64) - real, axis=1, kind="stable")
     flat, real, counted = (np.take_along_axis(each, order, 1) for each in (flat, real, counted))
     return flat, real, counted
-
-
-def _each(value: Any, rank: int) -> list[Any]:
-    return list(value) * (rank if len(value) == 1 else 1) if isinstance(value, (list, tuple)) else [value] * rank

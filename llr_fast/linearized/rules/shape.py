@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.linearization import identity
+from llr_fast.linearized.local import Sums, ratio
 from llr_fast.linearized.rules.affine import pointwise
 from llr_fast.linearized.table import function_name, rule
 from llr_fast.linearized.tensor import LinearizedTensor, refuse
@@ -27,7 +28,7 @@ def reshape(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Li
     value = function(x.value, *args, **kwargs)
     shape = value.shape
     samples = x.samples.reshaped(x.value.shape, shape, function_name(function))
-    return x.replaced(value, x.linearization.reshaped(shape), samples)
+    return x.replaced(value, x.linearization.reshaped(shape), samples, sums=Sums)
 
 
 @rule("view_as", "reshape_as", "expand_as")
@@ -66,7 +67,12 @@ def selection(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> 
 @rule("cumsum")
 def _cumsum(function: Any, x: LinearizedTensor, dim: int) -> LinearizedTensor:
     samples = x.samples.kept((dim % x.value.dim(),), "cumsum")
-    return x.replaced(x.value.cumsum(dim), x.linearization.mapped(lambda t: t.cumsum(dim)), samples)
+    length = x.value.size(dim)
+
+    def sums() -> Sums:
+        return Sums((x.value,), terms=length, back=length)
+
+    return x.replaced(x.value.cumsum(dim), x.linearization.mapped(lambda t: t.cumsum(dim)), samples, sums=sums)
 
 
 @rule("pad")
@@ -77,8 +83,9 @@ def _pad(
     x.evaluation.padded |= value == -math.inf
     samples = x.samples.kept(range(x.value.dim() - len(pad) // 2, x.value.dim()), "pad")
     if mode == "constant":
-        return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples)
-    return x.replaced(padded, x.linearization.batched(lambda t: F.pad(t, pad, mode)), samples)
+        return x.replaced(padded, x.linearization.mapped(lambda t: F.pad(t, pad)), samples, sums=Sums)
+    linearization = x.linearization.batched(lambda t: F.pad(t, pad, mode))
+    return x.replaced(padded, linearization, samples, sums=lambda: Sums(back=padded[0].numel()))
 
 
 @rule("cat", "concat", "concatenate")
@@ -98,7 +105,7 @@ def _cat(function: Any, tensors: Sequence[Any], dim: int = 0) -> LinearizedTenso
         return torch.cat([next(rest) if size is None else parts[0].new_zeros(size) for size in sizes], dim)
 
     linearization = first.linearization.mapped(join, *[x.linearization for x in operands[1:]])
-    return first.replaced(torch.cat(values, dim), linearization)
+    return first.replaced(torch.cat(values, dim), linearization, sums=Sums)
 
 
 @rule("stack")
@@ -144,11 +151,24 @@ def _apply(function: Any, follow: Follow, x: Any, args: tuple[Any, ...], kwargs:
 
     value = run(x.value, *args)
     parts = [value] if isinstance(value, Tensor) else value
-    samples = [x.samples] * len(parts) if x.samples.count == 1 else follow(run, x, args, parts, function_name(function))
+    name = function_name(function)
+    samples = [x.samples] * len(parts) if x.samples.count == 1 else follow(run, x, args, parts, name)
     if isinstance(value, Tensor):
-        return x.replaced(value, x.linearization.mapped(lambda t: run(t, *args)), samples[0])
+        linearization = x.linearization.mapped(lambda t: run(t, *args))
+        return x.replaced(value, linearization, samples[0], sums=lambda: _sums(name, x.value, value))
     linearizations = x.linearization.parts(lambda t: run(t, *args), len(parts))
     return type(value)(x.replaced(*part) for part in zip(value, linearizations, samples, strict=True))
+
+
+def _sums(name: str, before: Tensor, after: Tensor) -> Sums:
+    """Of the functions of `structural` and `selection`."""
+    if name in ("sum", "mean"):
+        return Sums((before,), terms=ratio(before, after) + 1, back=1)
+    moves = (
+        name in ("flip", "fliplr", "flipud", "roll")
+        or after.untyped_storage()._cdata == before.untyped_storage()._cdata
+    )
+    return Sums(back=0 if moves else after.numel())
 
 
 def _by_shapes(

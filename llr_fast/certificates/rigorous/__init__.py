@@ -1,0 +1,1 @@
+"""Enclosures of margins in real arithmetic."""

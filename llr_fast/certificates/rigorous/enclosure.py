@@ -1,0 +1,145 @@
+"""The enclosure of a margin: neurons in the order of what they allow, until none can matter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llr_fast import norms
+from llr_fast.certificates.frozen import Frozen
+from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
+from llr_fast.certificates.search import Nearest, entries
+from llr_fast.linearized.local import gamma
+from llr_fast.ops.margin_reduce import smallest_bounds
+
+CANDIDATES = 64  # neurons that are sorted at a time
+_DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
+MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
+
+
+@dataclass
+class Enclosure:
+    """Of the margins of B samples, [B]: see `Margin`; and the nearest neurons, where these were all found."""
+
+    lower: Tensor
+    upper: Tensor
+    undecided: Tensor  # [B, 2]: layer and neuron of the first unproven sign; -1 where all are proven
+    nearest: Nearest | None
+
+
+@torch.no_grad()
+def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor], q: float) -> Enclosure:
+    """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone.
+
+    `gradient_norms` are upper bounds for each layer, [B, n].
+    """
+    distances = frozen.distances
+    sure = [(d * _DOWN - e).clamp_min(0) for d, e in zip(distances, bounds.errors, strict=True)]
+    # A neuron without gradient bounds no region, but its sign may be in doubt.
+    open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
+    found = _Found(frozen, q)
+    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs)
+    for done in range(0, MOST, CANDIDATES):
+        lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, CANDIDATES))
+        for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
+            settled = (at_least >= found.nearest.value) | (at_layer < 0)
+            enough = settled | (found.undecided[:, 0] >= 0) | ((at_least >= found.lower) & (done > 0))
+            if enough.all():
+                return found.enclosure(bool(settled.all()))
+            at_layer = at_layer.masked_fill(enough, -1)
+            found.take(at_layer, at_neuron, distances, *bounds.of_neurons(at_layer, at_neuron))
+        left = [_without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
+    found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
+    return found.enclosure(False)
+
+
+def _prove_signs(
+    found: _Found,
+    bounds: AbsoluteBounds,
+    gradient_norms: list[Tensor],
+    distances: list[Tensor],
+    open_signs: list[Tensor],
+) -> list[Tensor]:
+    """Computes neurons of open signs one by one, in the order of layers, up to the first that cannot be proven.
+
+    Returns the norms of all neurons that were not computed.
+    """
+    left = list(gradient_norms)
+    for index, signs in enumerate(open_signs):
+        signs = signs.clone()
+        for _ in range(MOST):
+            rows = signs.any(1) & (found.undecided[:, 0] < 0)
+            if not rows.any():
+                break
+            neuron = signs.int().argmax(1)
+            layer = torch.full_like(neuron, index).masked_fill(~rows, -1)
+            found.take(layer, neuron, distances, *bounds.of_neurons(layer, neuron))
+            signs = signs.scatter(1, neuron.unsqueeze(1), False)
+            left[index] = _without(left[index], rows.unsqueeze(0), neuron.unsqueeze(0))
+        found.doubt(signs.any(1) & (found.undecided[:, 0] < 0), torch.full_like(found.undecided[:, 0], index), signs)
+    return left
+
+
+class _Found:
+    """What is known of the margins so far."""
+
+    def __init__(self, frozen: Frozen, q: float) -> None:
+        batch, self._q = len(frozen.x), q
+        self._layers = len(frozen.layers)
+        infinite = torch.full((batch,), math.inf, dtype=torch.float64, device=frozen.x.device)
+        none = torch.full_like(infinite, -1, dtype=torch.long)
+        self.lower = infinite.clone()
+        self._upper = infinite.repeat(self._layers, 1)  # of the neurons of each layer, [L, B]
+        self.undecided = torch.stack([none.clone(), none.clone()], 1)
+        zero = torch.zeros_like(frozen.x, dtype=torch.float64)
+        self.nearest = Nearest(infinite.clone(), none.clone(), none.clone(), zero)
+
+    def take(
+        self, layer: Tensor, neuron: Tensor, distances: list[Tensor], gradient: Tensor, error: Tensor, of_norm: Tensor
+    ) -> None:
+        """Takes in one neuron [B] of each sample, or none where the layer is -1."""
+        norm = norms.norm(gradient, self._q)
+        of_norm = of_norm + norm * gamma(gradient[0].numel() + 8)
+        distance = entries(distances, layer, neuron)
+        some = layer >= 0
+        constant = (norm == 0) & (of_norm == 0)
+        sure = distance * _DOWN - error
+        lower = (sure.clamp_min(0) / (norm + of_norm) * _DOWN).masked_fill(constant, math.inf)
+        upper = (distance + error) / (norm - of_norm) * _UP
+        upper = upper.masked_fill(~(norm > of_norm), math.inf)
+        doubtful = some & ~((sure > 0) | (error == 0))
+        lower = lower.masked_fill(doubtful, 0.0).nan_to_num(nan=0.0)
+        self.lower = torch.where(some, torch.minimum(self.lower, lower), self.lower)
+        place = layer.clamp_min(0).unsqueeze(0)
+        upper = torch.minimum(self._upper.gather(0, place)[0], upper.masked_fill(~some, math.inf))
+        self._upper.scatter_(0, place, upper.unsqueeze(0))
+        first = doubtful & (self.undecided[:, 0] < 0)
+        self.undecided[first] = torch.stack([layer, neuron], 1)[first]
+        self._keep_nearest(layer, neuron, (distance / norm).masked_fill((norm == 0) | ~some, math.inf), gradient)
+
+    def doubt(self, doubtful: Tensor, layer: Tensor, signs: Tensor) -> None:
+        """Names a neuron of open sign in this layer, for samples [B] that have more of them than are computed."""
+        self.undecided[doubtful] = torch.stack([layer, signs.int().argmax(1)], 1)[doubtful]
+        self.lower[doubtful] = 0.0
+
+    def _keep_nearest(self, layer: Tensor, neuron: Tensor, value: Tensor, gradient: Tensor) -> None:
+        best, nearer = self.nearest, value < self.nearest.value
+        best.value[nearer], best.gradient[nearer] = value[nearer], gradient[nearer]
+        best.layer[nearer], best.neuron[nearer] = layer[nearer], neuron[nearer]
+
+    def enclosure(self, settled: bool) -> Enclosure:
+        """What a neuron behind an unproven sign says of the kink's distance from above is not proven."""
+        first = self.undecided[:, 0]
+        layers = torch.arange(self._layers, device=first.device).unsqueeze(1)
+        upper = self._upper.masked_fill((layers > first) & (first >= 0), math.inf).amin(0)
+        return Enclosure(self.lower, upper, self.undecided, self.nearest if settled else None)
+
+
+def _without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
+    candidate, row = here.nonzero(as_tuple=True)
+    bounds = bounds.clone()
+    bounds[row, neuron[candidate, row]] = 0
+    return bounds
