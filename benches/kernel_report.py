@@ -13,6 +13,8 @@ from llr_fast.ops.gram_linear.triton import launch_gram_linear, launch_gram_line
 from llr_fast.ops.margin_reduce.triton import launch_margin_reduce
 from llr_fast.ops.masked_linear.triton import launch_masked_linear, launch_masked_linear_backward
 from llr_fast.ops.roll_activation.triton import launch_roll_activation, launch_roll_activation_backward
+from llr_fast.ops.roll_max_pool.reference import roll_max_pool
+from llr_fast.ops.roll_max_pool.triton import launch_roll_max_pool, launch_roll_max_pool_backward
 from llr_fast.ops.tangent_activation.triton import launch_tangent_activation, launch_tangent_activation_backward
 
 # Dense peaks of the SXM parts from the vendor's data sheets: bytes/s, float32 and bfloat16 operations/s.
@@ -24,9 +26,9 @@ REGISTERS, WARPS, SHARED = 65536, 64, 228 << 10  # of a multiprocessor of sm_90
 class Case:
     """An operator at a size small enough to emulate, and at one of practical interest for the floors.
 
-    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n] or [K, n]; `call` launches it, `work` gives the elements that
-    counts are divided by, the bytes that must move, in units of the dtype, and the floating-point operations; `codes`
-    gives the bytes of other numbers.
+    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n], [K, n] or [planes, side]; `call` launches it, `work` gives the
+    elements that counts are divided by, the bytes that must move, in units of the dtype, and the floating-point
+    operations; `codes` gives the bytes of other numbers.
     """
 
     name: str
@@ -84,6 +86,21 @@ def roll_backward(dtype, K, n):
     return launch_roll_activation_backward(*gradients, randn(dtype, K, n), code, None, None, 0.0, 1)
 
 
+WINDOWS = (3, 3, 2, 2, 1, 1, 1, 1)  # as before a ResNet
+
+
+def pool_forward(dtype, planes, side):
+    shape = (planes, side, side, 1)
+    return launch_roll_max_pool(randn(dtype, *shape), randn(dtype, 1, *shape), [*WINDOWS, side // 2, side // 2])
+
+
+def pool_backward(dtype, planes, side):
+    shape = (planes, side, side, 1)
+    z, tangents, windows = randn(dtype, *shape), randn(dtype, 1, *shape), [*WINDOWS, side // 2, side // 2]
+    out, winning, sums, index = roll_max_pool(z, tangents, windows)
+    return launch_roll_max_pool_backward(out, winning, sums, z, tangents, index, windows)
+
+
 LAYERS: list[torch.Tensor] = []  # the kernel finds them through addresses in memory, and the emulator through this
 
 
@@ -115,6 +132,10 @@ CASES = [
          lambda K, n: (K * n, 2 * (K + 1) * n, 3 * K * n + 8 * n), lambda K, n: n),
     Case("roll_activation backward", (1, 16384), (1, 12_845_056), roll_backward,
          lambda K, n: (K * n, (3 * K + 2) * n, 4 * K * n + 3 * n), lambda K, n: n),
+    Case("roll_max_pool", (16, 16), (4096, 112), pool_forward,
+         lambda N, side: (N * side**2, 2.5 * N * side**2, 16 * N * side**2), lambda N, side: N * side**2),
+    Case("roll_max_pool backward", (16, 16), (4096, 112), pool_backward,
+         lambda N, side: (N * side**2, 4.5 * N * side**2, 54 * N * side**2), lambda N, side: N * side**2),
 ]  # fmt: skip
 HEADER = (
     "operator", "dtype", "kernels", "registers", "shared KiB", "occupancy", "matrix instr/1k", "instr/element",
@@ -170,8 +191,8 @@ def main() -> None:
         "\nCounted and calculated; nothing here was timed, and no GPU was used.\n"
         "Registers, shared memory and occupancy: compiled for sm_90, one figure for each kernel of the operator.\n"
         "Instructions of threads, matrix instructions of warps and 32-byte sectors: counted while emulating sm_80\n"
-        "code at a small size, per element of [K, B, n] or [K, n], of the output, or of W G for the diagonal; all\n"
-        "sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
+        "code at a small size, per element of [K, B, n], [K, n] or planes, of the output, or of W G of the diagonal;\n"
+        "all sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
         "Last columns: at the full size no kernel can take less, by the vendor's peaks of memory and arithmetic."
     )
 

@@ -135,7 +135,9 @@ def test_max_pool_in_the_order_of_channels_last(name, windows):
     for given in ((last[0], last[1]), (last[0], tensors[1]), (tensors[0], last[1])):
         found = rc.computed(name, lambda z, t: rc.pool(z, t, windows), *given)
         rc.check(found, [t.double() for t in wanted], 1e-6)
-        order = (lambda t: t) if given[0] is tensors[0] else (lambda t: rc.channels_last(t, t.dim() - len(windows[0]) - 1))
+        order = (
+            (lambda t: t) if given[0] is tensors[0] else (lambda t: rc.channels_last(t, t.dim() - len(windows[0]) - 1))
+        )
         assert all(t.stride() == order(t.clone()).stride() for t in found[:2])
 
 

@@ -30,7 +30,7 @@ def roll_max_pool(
     from run to run; infinite leads make them NaN.
 
     Args:
-        z: [B, C, *space] with one to three axes of space, less than 2^31 entries in each sample; float16, bfloat16,
+        z: [B, C, *space] with one to three axes of space, less than 2^30 entries in each sample; float16, bfloat16,
             float32 or float64.
         tangents: [K, B, C, *space], of any of these dtypes, best in the order of z.
         kernel, stride, padding, dilation, size: for each axis of space; `size` is the number of windows, each of which
@@ -72,8 +72,8 @@ def _check(z: Tensor, tangents: Tensor, rank: int, windows: Sequence[Sequence[in
         raise ValueError(f"z: expected shape [B, C, *space] with one to three axes of space, got {list(z.shape)}")
     if tangents.shape[1:] != z.shape or len(tangents) == 0:
         raise ValueError(f"tangents: expected shape [K, *{list(z.shape)}], K > 0, got {list(tangents.shape)}")
-    if z[0:1].numel() >= 2**31:
-        raise ValueError(f"z: expected less than 2^31 entries in each sample, got shape {list(z.shape)}")
+    if z[0:1].numel() >= 2**30:
+        raise ValueError(f"z: expected less than 2^30 entries in each sample, got shape {list(z.shape)}")
     if tangents.device != z.device:
         raise ValueError(f"tangents: expected device {z.device} as z has, got {tangents.device}")
     if any(len(each) != rank for each in windows):
@@ -116,7 +116,7 @@ def _backward(ctx, run, d_out, d_winning, d_sums, _):
     return *run("roll_max_pool_backward", d_out, d_winning, d_sums, z, tangents, index, ctx.windows), None
 
 
-# z is [N, *space, I]: planes, of which I lie entry by entry beside each other; index is a winner's position in its plane.
+# z is [N, *space, I]: I planes lie entry by entry beside each other; index is where a winner is in [*space, I].
 define("roll_max_pool(Tensor z, Tensor tangents, int[] windows) -> (Tensor, Tensor, Tensor, Tensor)", __name__, _fake)
 define(
     "roll_max_pool_backward(Tensor d_out, Tensor d_winning, Tensor d_sums, Tensor z, Tensor tangents, Tensor index,"

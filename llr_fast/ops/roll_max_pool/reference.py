@@ -56,7 +56,9 @@ def roll_max_pool(z: Tensor, tangents: Tensor, windows: Sequence[int]) -> tuple[
     hinges = torch.where(loses, torch.where(lead < 1, 1 - lead, lead - lead), 0.0)
     ahead = torch.where(loses, winning[..., None].to(wide) - rows[..., entries].to(wide), 0.0)
     sums = torch.stack([ahead.square().sum(), hinges.sum()])
-    return _unflat(out, size), _unflat(winning, size), sums, _unflat(index.squeeze(-1).to(torch.int32), size)
+    channels = torch.arange(z.size(-1), device=z.device)
+    index = (index.squeeze(-1) * z.size(-1) + channels[:, None]).to(torch.int32)
+    return _unflat(out, size), _unflat(winning, size), sums, _unflat(index, size)
 
 
 def roll_max_pool_backward(
@@ -66,7 +68,7 @@ def roll_max_pool_backward(
     rank = z.dim() - 2
     d_squares, d_hinges = d_sums.to(wide).unbind()
     entries, real = _entries(z.shape[1:-1], windows, z.device)
-    winner = _flat(index, rank).long()  # [N, I, windows]
+    winner = _flat(index, rank).long() // max(1, z.size(-1))  # [N, I, windows]: where in the planes
 
     def scattered(values: Tensor, arriving: Tensor, to_losers: Callable[[Tensor], Tensor]) -> Tensor:
         """Losers get to_losers(leads over them), and winners what arrives and the negative of that."""

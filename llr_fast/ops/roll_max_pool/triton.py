@@ -10,10 +10,16 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
-from .kernels import roll_max_pool_backward_kernel, roll_max_pool_kernel, roll_max_pool_winners_kernel
+from .backward_kernels import (
+    roll_max_pool_cells_kernel,
+    roll_max_pool_entries_kernel,
+    roll_max_pool_winners_kernel,
+)
+from .kernels import roll_max_pool_kernel
 
 BLOCK, WARPS = 256, 8  # an element for each thread: neighbours' windows begin `stride` apart
-UNROLLED = 16  # places of a window that are held in registers
+UNROLLED = 16  # places of a window, or entries of a cell, that are held in registers
+TERMS = 96  # so many leads, of all windows that a cell is in, are in registers; half as many in float64
 
 
 def geometry(z: Tensor, windows: Sequence[int]) -> tuple[list[int], dict]:
@@ -36,9 +42,13 @@ def slots(constants: dict) -> tuple[int, ...]:
     return tuple(-(-((kernel - 1) * dilation + 1) // stride) for kernel, stride, dilation in axes)
 
 
-def launch_roll_max_pool(
-    z: Tensor, tangents: Tensor, windows: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def cells_of(sizes: list[int], constants: dict) -> list[int]:
+    """How many cells there are along each axis, up to that of the last entry."""
+    axes = zip(sizes[:3], constants["STRIDE"], constants["PADDING"], strict=True)
+    return [(length - 1 + padding) // stride + 1 for length, stride, padding in axes]
+
+
+def launch_roll_max_pool(z: Tensor, tangents: Tensor, windows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z, tangents = z.contiguous(), tangents.contiguous()
     sizes, constants = geometry(z, windows)
     shape = (z.size(0), *windows[4 * (z.dim() - 2) :], z.size(-1))
@@ -64,14 +74,23 @@ def launch_roll_max_pool_backward(
     if not z.numel():
         return d_z, d_tangents
     slot = slots(constants)
-    to_winners = None
-    # A winner has to know all its losers. Where windows are small and lie side by side, it reads what its neighbours do.
-    if math.prod(slot) > 1 or constants["PLACES"] > UNROLLED:
-        to_winners = d_sums.new_empty(1 + len(tangents), *index.shape)
-        roll_max_pool_winners_kernel[(triton.cdiv(index.numel(), BLOCK),)](
-            d_out, d_winning, d_sums, z, tangents, index, to_winners, *counts, *sizes, **constants
-        )
-    roll_max_pool_backward_kernel[(triton.cdiv(z.numel(), BLOCK),)](
+    terms = math.prod(slot) * constants["PLACES"] * d_sums.itemsize // 4
+    if terms <= TERMS and math.prod(constants["STRIDE"]) <= UNROLLED:
+        cells = cells_of(sizes, constants)
+        total = z.size(0) * math.prod(cells) * z.size(-1)
+        del constants["UNROLL"]
+        roll_max_pool_cells_kernel[(triton.cdiv(total, BLOCK),)](
+            d_out, d_winning, d_sums, z, tangents, index, d_z, d_tangents, *counts, total, *sizes, *cells,
+            SLOTS=slot, **constants,
+        )  # fmt: skip
+        return d_z, d_tangents
+    # A winner has to know all its losers: those of a large window are added up once, not for each of its entries.
+    to_winners = d_sums.new_empty(1 + len(tangents), *index.shape)
+    roll_max_pool_winners_kernel[(triton.cdiv(index.numel(), BLOCK),)](
+        d_out, d_winning, d_sums, z, tangents, index, to_winners, *counts, *sizes, **constants
+    )
+    del constants["PLACES"], constants["UNROLL"]
+    roll_max_pool_entries_kernel[(triton.cdiv(z.numel(), BLOCK),)](
         d_out, d_winning, d_sums, z, tangents, index, to_winners, d_z, d_tangents, *counts, *sizes,
         SLOTS=slot, UNROLL_SLOTS=math.prod(slot) if math.prod(slot) <= UNROLLED else 1, **constants,
     )  # fmt: skip
