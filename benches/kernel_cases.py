@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from llr_fast.ops.roll_max_pool.reference import roll_max_pool
+
 # Dense peaks of the SXM parts from the vendor's data sheets: bytes/s, float32 and bfloat16 operations/s.
 CHIPS = {
     "A100": (2.04e12, 19.5e12, 312e12),
@@ -22,7 +24,7 @@ CHIPS = {
 class Case:
     """An operator at a size small enough to emulate, and at one of practical interest.
 
-    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n] or [K, n]; `arguments` makes what launch_<op> and the reference
+    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n], [K, n] or [planes, side]; `arguments` makes what launch_<op> and the reference
     <op> take, `work` gives the elements that counts are divided by, the numbers that must move, and the floating-point
     operations; `codes` gives the bytes of other numbers.
     """
@@ -108,6 +110,20 @@ def roll_backward(dtype, K, n):
     return randn(dtype, n), randn(dtype, K, n), torch.ones(2), randn(dtype, K, n), code, None, None, 0.0, 1
 
 
+WINDOWS = (3, 3, 2, 2, 1, 1, 1, 1)  # as before a ResNet
+
+
+def pool_forward(dtype, planes, side):
+    shape = (planes, side, side, 1)
+    return randn(dtype, *shape), randn(dtype, 1, *shape), [*WINDOWS, side // 2, side // 2]
+
+
+def pool_backward(dtype, planes, side):
+    z, tangents, windows = pool_forward(dtype, planes, side)
+    out, winning, sums, index = roll_max_pool(z, tangents, windows)
+    return out, winning, sums, z, tangents, index, windows
+
+
 def margins(dtype, B, n):
     return [randn(dtype, B, n).abs() for _ in range(2)], [randn(dtype, B, n).abs() for _ in range(2)]
 
@@ -135,4 +151,8 @@ CASES = [
          lambda K, n: (K * n, 2 * (K + 1) * n, 3 * K * n + 8 * n), "", lambda K, n: n),
     Case("roll_activation", "roll_activation_backward", (1, 16384), (1, 12_845_056), roll_backward,
          lambda K, n: (K * n, (3 * K + 2) * n, 4 * K * n + 3 * n), "", lambda K, n: n),
+    Case("roll_max_pool", "roll_max_pool", (16, 16), (4096, 112), pool_forward,
+         lambda N, side: (N * side**2, 2.5 * N * side**2, 16 * N * side**2), "", lambda N, side: N * side**2),
+    Case("roll_max_pool", "roll_max_pool_backward", (16, 16), (4096, 112), pool_backward,
+         lambda N, side: (N * side**2, 4.5 * N * side**2, 54 * N * side**2), "", lambda N, side: N * side**2),
 ]  # fmt: skip

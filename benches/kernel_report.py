@@ -60,8 +60,8 @@ def main() -> None:
         "\nCounted and calculated; nothing here was timed, and no GPU was used.\n"
         "Registers, shared memory and occupancy: compiled for sm_90, one figure for each kernel of the operator.\n"
         "Instructions of threads, matrix instructions of warps and 32-byte sectors: counted while emulating sm_80\n"
-        "code at a small size, per element of [K, B, n] or [K, n], of the output, or of W G for the diagonal; all\n"
-        "sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
+        "code at a small size, per element of [K, B, n], [K, n] or planes, of the output, or of W G of the diagonal;\n"
+        "all sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
         "Last columns: at the full size no kernel can take less, by the vendor's peaks of memory and arithmetic."
     )
 

@@ -202,29 +202,19 @@ std::tuple<Tensors, Tensors> gram_norms_backward(Tensor upstream, Tensors weight
   return {std::move(by_weights), std::move(by_slopes)};
 }
 
-NormsAndGradients gram_norm_sums(Tensors weights, Tensors slopes, bool needs_slopes) {
+NormsAndGradients gram_norms_total(Tensors weights, Tensors slopes, bool needs_slopes) {
   is_double(weights);
   const std::vector<int64_t> shape{slopes.empty() ? 1 : slopes[0].size(0), static_cast<int64_t>(weights.size())};
   const Tensor ones = torch::stable::full(shape, 1.0, weights[0].scalar_type());
-  return gradients_of(ones, weights, slopes, /*total=*/true, needs_slopes, /*needs_norms=*/true);
+  auto [sums, by_weights, by_slopes] =
+      gradients_of(ones, weights, slopes, /*total=*/true, needs_slopes, /*needs_norms=*/true);
+  return {torch::stable::sum(sums, std::vector<int64_t>{0, 1}), std::move(by_weights), std::move(by_slopes)};
 }
 
-template <class T>
-bool is_uniform(const Tensor& tensor) {
-  const T* values = data<T>(tensor);
-  return std::all_of(values, values + tensor.numel(), [&](T value) { return value == values[0]; });
-}
-
-// `by_weights` and `by_slopes` are the gradients for an upstream gradient of ones, which a uniform one scales.
-std::tuple<Tensors, Tensors> gram_norm_sums_backward(Tensor upstream, Tensors weights, Tensors slopes,
-                                                     Tensors by_weights, Tensors by_slopes) {
-  upstream = torch::stable::contiguous(upstream);
-  const bool uniform = is_double(weights) ? is_uniform<double>(upstream) : is_uniform<float>(upstream);
-  if (!uniform || upstream.numel() == 0)
-    return gram_norms_backward(upstream, weights, slopes, /*total=*/true, /*needs_slopes=*/!by_slopes.empty());
-  const Tensor factor = torch::stable::select(torch::stable::flatten(upstream), 0, 0);
-  for (Tensor& g : by_weights) g = multiply(g, factor);
-  for (Tensor& g : by_slopes) g = multiply(g, factor);
+std::tuple<Tensors, Tensors> gram_norms_total_backward(Tensor d_total, Tensors weights, Tensors slopes,
+                                                       Tensors by_weights, Tensors by_slopes) {
+  for (Tensor& g : by_weights) g = multiply(g, d_total);
+  for (Tensor& g : by_slopes) g = multiply(g, d_total);
   return {std::move(by_weights), std::move(by_slopes)};
 }
 
@@ -235,17 +225,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(llr_fast_native, m) {
   m.def(
       "gram_norms_backward(Tensor d_norms, Tensor[] weights, Tensor[] slopes, bool total, bool needs_slopes)"
       " -> (Tensor[], Tensor[])");
-  m.def("gram_norm_sums(Tensor[] weights, Tensor[] slopes, bool needs_slopes) -> (Tensor, Tensor[], Tensor[])");
+  m.def("gram_norms_total(Tensor[] weights, Tensor[] slopes, bool needs_slopes) -> (Tensor, Tensor[], Tensor[])");
   m.def(
-      "gram_norm_sums_backward(Tensor d_sums, Tensor[] weights, Tensor[] slopes, Tensor[] d_weights, Tensor[] d_slopes)"
+      "gram_norms_total_backward(Tensor d_total, Tensor[] weights, Tensor[] slopes, Tensor[] d_weights, Tensor[] "
+      "d_slopes)"
       " -> (Tensor[], Tensor[])");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llr_fast_native, CPU, m) {
   m.impl("gram_norms", TORCH_BOX(&gram_norms));
   m.impl("gram_norms_backward", TORCH_BOX(&gram_norms_backward));
-  m.impl("gram_norm_sums", TORCH_BOX(&gram_norm_sums));
-  m.impl("gram_norm_sums_backward", TORCH_BOX(&gram_norm_sums_backward));
+  m.impl("gram_norms_total", TORCH_BOX(&gram_norms_total));
+  m.impl("gram_norms_total_backward", TORCH_BOX(&gram_norms_total_backward));
 }
 
 }  // namespace llr_fast

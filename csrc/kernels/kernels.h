@@ -137,19 +137,19 @@ struct Windows {
   int64_t space[3], kernel[3], stride[3], padding[3], dilation[3], size[3];
 };
 
-// Planes [planes, *space], and their tangents [K, planes, *space].
+// Samples [N, *space, inner], and their tangents [K, N, *space, inner].
 template <class T>
 struct RollMaxPool {
   Windows windows;
-  int64_t K, planes;
+  int64_t K, N, inner;
   const T *z, *tangents;
 };
 
 template <class T>
 struct RollMaxPoolOutputs {
-  T *out, *winning;  // [planes, *size], [K, planes, *size]
-  int32_t* index;    // of each winner within its plane
-  T* sums;           // of each plane two: of squares and of hinges
+  T *out, *winning;  // [N, *size, inner], [K, N, *size, inner]
+  int32_t* index;    // of each winner within its sample
+  T* sums;           // of each item two: of squares and of hinges
 };
 
 template <class T>
@@ -164,6 +164,9 @@ template <class T>
 struct Lines {
   const T *a, *b, *c;
 };
+
+// An item of pooling is a sample, or so many of its neighbours in `inner`.
+constexpr int64_t kPoolChannels = 128;
 
 // Kernels take ranges of items: a block of so many neurons, of one sample or, where gradients are summed, of all.
 constexpr int64_t kTangentBlock = 2048;
@@ -183,9 +186,9 @@ struct Kernels {
   void (*roll_activation)(const RollActivation<T>&, const RollOutputs<T>&, int64_t first_item, int64_t last_item);
   void (*roll_activation_backward)(const RollActivation<T>&, const RollGradients<T>&, int64_t first_item,
                                    int64_t last_item);
-  void (*roll_max_pool)(const RollMaxPool<T>&, const RollMaxPoolOutputs<T>&, int64_t first_plane, int64_t last_plane);
-  void (*roll_max_pool_backward)(const RollMaxPool<T>&, const RollMaxPoolGradients<T>&, int64_t first_plane,
-                                 int64_t last_plane);
+  void (*roll_max_pool)(const RollMaxPool<T>&, const RollMaxPoolOutputs<T>&, int64_t first_item, int64_t last_item);
+  void (*roll_max_pool_backward)(const RollMaxPool<T>&, const RollMaxPoolGradients<T>&, int64_t first_item,
+                                 int64_t last_item);
   // Adds values [K, n] to a statistic of n neurons.
   void (*measure)(const T* values, int64_t K, int64_t n, Statistic, T* stat, int64_t first_neuron, int64_t last_neuron);
   // Ratios of distances to norms, for the smallest of them.

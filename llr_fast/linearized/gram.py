@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llr_fast.linearized.operations import Activated, Linear, Operation, Pointwise, Reshaped
 from llr_fast.linearized.tape import Tape
-from llr_fast.ops.gram_norms import gram_norms
+from llr_fast.ops.gram_norms import gram_norms, gram_norms_total
 from llr_fast.precision import full_precision
 
 
@@ -88,7 +88,11 @@ class Chain:
                 bounds.append((exact + rounding * terms).sqrt())
         return norms, bounds
 
-    def squared_norms(self, total: bool = False) -> list[Tensor]:
-        """[B, n] for each hidden layer; with `total` its sum over the layer, [B]."""
-        batch = self.shape[0]
-        return [part.expand(batch, *part.shape[1:]) for part in gram_norms(self.weights, self.slopes, total)]
+    def squared_norms(self) -> list[Tensor]:
+        """[B, n] for each hidden layer."""
+        return [part.expand(self.shape[0], -1) for part in gram_norms(self.weights, self.slopes)]
+
+    def total_of_squared_norms(self) -> Tensor:
+        """Their sum over samples, layers and neurons, a scalar."""
+        total = gram_norms_total(self.weights, self.slopes)
+        return total if self.slopes else self.shape[0] * total  # the first layer's norms are the same for all samples

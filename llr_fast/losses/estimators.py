@@ -95,7 +95,7 @@ class TrainingStep:
     def exact(self) -> list[Tensor]:
         """From Gram matrices where the model is a chain of dense layers and that costs less, else from all axes."""
         if self.chain is not None and self.exact_passes < self.x[0].numel():
-            return self.chain.squared_norms(self._total)
+            return [self.chain.total_of_squared_norms()] if self._total else self.chain.squared_norms()
         return self._by_axes()
 
     def _by_axes(self) -> list[Tensor]:

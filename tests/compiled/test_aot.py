@@ -7,6 +7,7 @@ import pytest
 import torch
 from ops import operator_cases as oc
 from ops import roll_activation_cases as rc
+from ops import roll_cases as pools
 
 pytest.importorskip("triton")
 from benches import offline
@@ -14,6 +15,7 @@ from llr_fast.ops.gram_linear import triton as gram
 from llr_fast.ops.margin_reduce import triton as margin
 from llr_fast.ops.masked_linear import triton as linear
 from llr_fast.ops.roll_activation import triton as roll
+from llr_fast.ops.roll_max_pool import triton as pool
 from llr_fast.ops.tangent_activation import triton as tangent
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -32,6 +34,15 @@ ROLLS = [
     ("relu", (4, 64, 16, 16), 1, True),
     ("bent", (4, 64, 16, 16), 4, False),
     ("prelu of channels", (3, 7, 5, 5), 4, True),
+]
+# Side by side, before a ResNet, at every entry, and those whose losers are added up first; along one axis and three.
+POOLS = [
+    ((8, 8), (2, 2), (2, 2), (0, 0), (1, 1)),
+    ((8, 8), (3, 3), (2, 2), (1, 1), (1, 1)),
+    ((8, 8), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((8, 8), (5, 5), (1, 1), (2, 2), (1, 1)),
+    ((16,), (3,), (2,), (1,), (1,)),
+    ((4, 8, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
 ]
 OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float64: torch.float32}
 
@@ -73,6 +84,11 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
         args = rc.arguments(sizes[0], *rc.inputs(*sizes, (dtype, of_tangents)), store=store)
         out, masked, sums, code = run(roll, "roll_activation", *args)
         run(roll, "roll_activation_backward", *rc.backward_arguments(args, out, masked, sums, code))
+    for i, windows in enumerate(POOLS):
+        of_tangents = dtype if i else OTHER[dtype]
+        for inner in (1, 32) if i < 2 else (1,):
+            args = pools.arguments(windows, inner, 2, dtype, of_tangents)
+            run(pool, "roll_max_pool_backward", *pools.backward_arguments(args, *run(pool, "roll_max_pool", *args)))
     return list(found.values())
 
 

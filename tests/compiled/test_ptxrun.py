@@ -7,6 +7,7 @@ import pytest
 import torch
 from ops import operator_cases as oc
 from ops import roll_activation_cases as rc
+from ops import roll_cases as pools
 
 pytest.importorskip("triton")
 from benches import offline
@@ -22,6 +23,8 @@ from llr_fast.ops.masked_linear import reference as linear_reference
 from llr_fast.ops.masked_linear import triton as linear
 from llr_fast.ops.roll_activation import reference as roll_reference
 from llr_fast.ops.roll_activation import triton as roll
+from llr_fast.ops.roll_max_pool import reference as pool_reference
+from llr_fast.ops.roll_max_pool import triton as pool
 from llr_fast.ops.tangent_activation import reference as tangent_reference
 from llr_fast.ops.tangent_activation import triton as tangent
 
@@ -361,3 +364,61 @@ def test_roll_activation_of_special_values(value, below):
         found, wanted = run(launcher, *args)[0], reference(*args)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
         args = (*given[:4], wanted[-1], *given[4:])
+
+
+def run_pools(windows, inner, directions, dtypes, samples=4):
+    """The arguments and the results of both launches, whose values are checked, with their statistics."""
+    args = pools.arguments(windows, inner, directions, *dtypes, samples)
+    coarser = max(dtypes, key=oc.TOLERANCE.__getitem__)
+    found, stats = check(pool.launch_roll_max_pool, pool_reference.roll_max_pool, args, coarser)
+    assert torch.equal(found[3], pool_reference.roll_max_pool(*args)[3])
+    given = pools.backward_arguments(args, *map(cotangent, found[:3]), found[3])
+    gradients, backward = check(
+        pool.launch_roll_max_pool_backward, pool_reference.roll_max_pool_backward, given, coarser
+    )
+    return args, found, given, gradients, stats, backward
+
+
+SIDE_BY_SIDE = ((16, 16), (2, 2), (2, 2), (0, 0), (1, 1))
+BEFORE_RESNET = ((16, 16), (3, 3), (2, 2), (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "windows,inner,directions,dtypes",
+    [
+        (SIDE_BY_SIDE, 1, 1, (torch.float32, torch.float32)),
+        (SIDE_BY_SIDE, 32, 3, (torch.float32, torch.bfloat16)),
+        (BEFORE_RESNET, 1, 3, (torch.bfloat16, torch.float32)),
+        (BEFORE_RESNET, 32, 1, (torch.float32, torch.float32)),
+        (BEFORE_RESNET, 32, 1, (torch.bfloat16, torch.bfloat16)),
+    ],
+)
+def test_roll_max_pool(windows, inner, directions, dtypes):
+    """Each value is moved once, if a cache holds those that windows share: none is written for another kernel."""
+    args, found, given, gradients, stats, backward = run_pools(windows, inner, directions, dtypes, 32 // inner)
+    assert len(stats) == len(backward) == 1
+    assert_moves(stats, size(*args[:2], *found))
+    assert_moves(backward, size(*given[:6], *gradients))
+    if inner > 1:  # else neighbours lie `stride` apart
+        large = ("p_out", "p_winning", "p_index", "p_d_out", "p_d_winning", "p_d_z", "p_d_tangents")
+        assert_coalesced([*stats, *backward], *large)
+        written = [
+            s.traffic[key] for s in (*stats, *backward) for key in s.traffic if key in [("write", n) for n in large]
+        ]
+        assert all(t.sectors == t.unique_sectors for t in written)
+
+
+@pytest.mark.parametrize(
+    "windows,inner,directions,dtype",
+    [
+        (((5, 6), (3, 2), (2, 2), (1, 0), (1, 1)), 1, 1, torch.float32),
+        (((6, 7), (2, 3), (1, 2), (0, 1), (2, 1)), 5, 3, torch.bfloat16),
+        (((5, 5), (3, 3), (1, 1), (1, 1), (1, 1)), 3, 2, torch.float16),
+        (((7, 9), (5, 5), (1, 1), (2, 2), (1, 1)), 3, 2, torch.float64),  # winners first, and then entries
+        (((7, 7), (7, 7), (7, 7), (0, 0), (1, 1)), 1, 2, torch.float32),
+        (((4, 3, 5), (2, 2, 3), (2, 1, 2), (1, 0, 1), (1, 1, 1)), 1, 2, torch.float32),
+        (((7,), (3,), (5,), (1,), (1,)), 1, 1, torch.float32),
+    ],
+)
+def test_roll_max_pool_of_odd_sizes(windows, inner, directions, dtype):
+    run_pools(windows, inner, directions, (dtype, dtype), 2)

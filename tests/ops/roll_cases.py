@@ -87,6 +87,23 @@ def draw(shape, dtype=torch.float32, tangents=None, device="cpu"):
     return z.to(device, dtype), torch.randn(shape, dtype=torch.float64).to(device, tangents or dtype)
 
 
+def arguments(windows, inner, directions, dtype, of_tangents=None, samples=4):
+    """What the operator itself takes."""
+    z, tangents = draw((directions, samples, *windows[0], inner), dtype, of_tangents)
+    _, *parameters = windows
+    return z, tangents, [number for each in (*parameters, size_of(windows)) for number in each]
+
+
+def backward_arguments(args, d_out, d_winning, d_sums, index):
+    """What its gradient takes, where the operator took `args`."""
+    return d_out, d_winning, d_sums, *args[:2], index, args[2]
+
+
+def channels_last(tensor, channels):
+    """The same entries, of which those of the axis `channels` lie beside each other."""
+    return tensor.movedim(channels, -1).contiguous().movedim(-1, channels)
+
+
 def with_gradients(function, *tensors):
     """Outputs, and gradients of their sum with fixed random weights."""
     leaves = [t.detach().requires_grad_() for t in tensors]

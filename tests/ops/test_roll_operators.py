@@ -127,6 +127,36 @@ def test_max_pool_in_other_dtypes(name, dtypes):
     rc.check(found, wanted, max(TOLERANCE[dtype] for dtype in dtypes))
 
 
+@pytest.mark.parametrize("windows", rc.WINDOWS, ids=str)
+def test_max_pool_in_the_order_of_channels_last(name, windows):
+    tensors = rc.draw((2, 2, 3, *windows[0]))
+    wanted = rc.computed(name, lambda z, t: rc.pool(z, t, windows), *tensors)
+    last = [rc.channels_last(t, t.dim() - len(windows[0]) - 1) for t in tensors]
+    for given in ((last[0], last[1]), (last[0], tensors[1]), (tensors[0], last[1])):
+        found = rc.computed(name, lambda z, t: rc.pool(z, t, windows), *given)
+        rc.check(found, [t.double() for t in wanted], 1e-6)
+        order = (
+            (lambda t: t) if given[0] is tensors[0] else (lambda t: rc.channels_last(t, t.dim() - len(windows[0]) - 1))
+        )
+        assert all(t.stride() == order(t.clone()).stride() for t in found[:2])
+
+
+def test_a_winner_among_minus_infinities_is_an_entry(name):
+    z, tangents = torch.full((1, 1, 4, 4), -math.inf), torch.arange(16.0).view(1, 1, 1, 4, 4)
+    z[..., 0, 0] = 5
+    out, winning, _ = rc.pool(z, tangents, ((4, 4), (3, 3), (2, 2), (1, 1), (1, 1)))
+    assert out.flatten().tolist() == [5, -math.inf, -math.inf, -math.inf]
+    assert winning.flatten().tolist() == [0, 1, 4, 5]
+
+
+def test_leads_are_not_rounded(name):
+    """In bfloat16 1 - 1/512 - 1/1024 would be 1, where the hinge and its gradient end."""
+    z = torch.tensor([[[1.0, 3 / 1024]]], dtype=torch.bfloat16)
+    windows = ((2,), (2,), (2,), (0,), (1,))
+    found = rc.computed(name, lambda z, t: rc.pool(z, t, windows), z, torch.zeros_like(z)[None])
+    assert found[2][1].item() == 3 / 1024 and found[3].flatten()[1].item() != 0
+
+
 def test_the_first_of_equals_wins(name):
     z, tangents = torch.zeros(1, 1, 4), torch.arange(4.0).view(1, 1, 1, 4)
     found = rc.computed(name, lambda z, t: ops.roll_max_pool(z, t, (2,), (2,), (0,), (1,), (2,)), z, tangents)
@@ -162,13 +192,13 @@ def test_opcheck():
         torch.ops.llr_fast.roll_activation_backward.default,
         [t.detach() if isinstance(t, torch.Tensor) else t for t in backward],
     )
-    windows = [3, 2, 1, 1, 4]
+    windows, planes, rows = [3, 2, 1, 1, 4], z.detach()[..., None], tangents.detach()[..., None]
     torch.library.opcheck(
         torch.ops.llr_fast.roll_max_pool.default,
-        (z.detach().requires_grad_(), tangents.detach().requires_grad_(), windows),
+        (planes.clone().requires_grad_(), rows.clone().requires_grad_(), windows),
     )
-    out, winning, sums, index = torch.ops.llr_fast.roll_max_pool(z, tangents, windows)
-    backward = (out, winning, sums, z, tangents, index)
+    out, winning, sums, index = torch.ops.llr_fast.roll_max_pool(planes, rows, windows)
+    backward = (out, winning, sums, planes, rows, index)
     torch.library.opcheck(torch.ops.llr_fast.roll_max_pool_backward.default, (*(t.detach() for t in backward), windows))
 
 

@@ -102,11 +102,10 @@ def launch_gram_linear_backward(
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (B, n), O = slope.shape, len(weight)
-    d_gram = gram.new_zeros(gram.shape if needs_gram else 0)
-    d_slope = slope.new_zeros(slope.shape if needs_slope else 0)
-    d_weight = weight.new_zeros(weight.shape if needs_weight else 0)
+    wanted = ((gram, needs_gram), (slope, needs_slope), (weight, needs_weight))
+    d_gram, d_slope, d_weight = (t.new_empty(t.shape if needed else 0) for t, needed in wanted)
     if B * n * O == 0:
-        return d_gram, d_slope, d_weight
+        return d_gram.zero_(), d_slope.zero_(), d_weight.zero_()
     gram, slope, weight = gram.contiguous(), slope.contiguous(), weight.contiguous()
     d_out, d_diagonal = (None if d is None else d.contiguous() for d in (d_out, d_diagonal))
     transposed = weight.T.contiguous() if needs_gram else None

@@ -42,17 +42,17 @@ def gram_norms_backward(
     return d_weights[::-1], d_slopes[::-1] if needs_slopes else []
 
 
-def gram_norm_sums(
+def gram_norms_total(
     weights: list[Tensor], slopes: list[Tensor], needs_slopes: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     sums = gram_norms(weights, slopes, True)
-    return sums, *gram_norms_backward(torch.ones_like(sums), weights, slopes, True, needs_slopes)
+    return sums.sum(), *gram_norms_backward(torch.ones_like(sums), weights, slopes, True, needs_slopes)
 
 
-def gram_norm_sums_backward(
-    d_sums: Tensor, weights: list[Tensor], slopes: list[Tensor], d_weights: list[Tensor], d_slopes: list[Tensor]
+def gram_norms_total_backward(
+    d_total: Tensor, weights: list[Tensor], slopes: list[Tensor], d_weights: list[Tensor], d_slopes: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    if d_sums.numel() == 0 or torch.is_grad_enabled() or (d_sums != d_sums.flatten()[0]).any():
+    if torch.is_grad_enabled():  # d_weights and d_slopes are numbers, that depend on nothing
+        d_sums = d_total.expand(len(slopes[0]) if slopes else 1, len(weights))
         return gram_norms_backward(d_sums, weights, slopes, True, bool(d_slopes))
-    factor = d_sums.flatten()[0]
-    return [factor * d for d in d_weights], [factor * d for d in d_slopes]
+    return [d_total * d for d in d_weights], [d_total * d for d in d_slopes]

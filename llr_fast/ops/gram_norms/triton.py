@@ -28,11 +28,16 @@ def launch_gram_norms(weights: list[Tensor], slopes: list[Tensor], total: bool) 
 def launch_gram_norms_backward(
     d_norms: Tensor, weights: list[Tensor], slopes: list[Tensor], total: bool, needs_slopes: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    grams = _grams(weights, slopes)[0]
     widths = [len(weight) for weight in weights]
-    batch = len(d_norms)
     parts = d_norms.unsqueeze(2).unbind(1) if total else d_norms.split(widths, 1)
-    d_diagonals = [part.expand(batch, width) for part, width in zip(parts, widths, strict=True)]
+    d_diagonals = [part.expand(len(d_norms), width) for part, width in zip(parts, widths, strict=True)]
+    return _gradients(d_diagonals, _grams(weights, slopes)[0], weights, slopes, needs_slopes)
+
+
+def _gradients(
+    d_diagonals: list[Tensor], grams: list[Tensor], weights: list[Tensor], slopes: list[Tensor], needs_slopes: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """From those by the diagonals [B, n] of all layers' Gram matrices."""
     d_weights, d_slopes = [], []
     d_gram: Tensor | None = None
     for depth in range(len(slopes), 0, -1):
@@ -47,17 +52,19 @@ def launch_gram_norms_backward(
     return d_weights[::-1], d_slopes[::-1] if needs_slopes else []
 
 
-def launch_gram_norm_sums(
+def launch_gram_norms_total(
     weights: list[Tensor], slopes: list[Tensor], needs_slopes: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    sums = launch_gram_norms(weights, slopes, True)
-    return sums, *launch_gram_norms_backward(torch.ones_like(sums), weights, slopes, True, needs_slopes)
+    """One chain of Gram matrices serves the norms and their gradients; nothing is read back from the device."""
+    grams, diagonals = _grams(weights, slopes)
+    batch = len(slopes[0]) if slopes else 1
+    diagonals = [diagonal.expand(batch, -1) for diagonal in diagonals]
+    total = torch.stack([diagonal.sum() for diagonal in diagonals]).sum()
+    ones = [total.new_ones(()).expand(diagonal.shape) for diagonal in diagonals]
+    return total, *_gradients(ones, grams, weights, slopes, needs_slopes)
 
 
-def launch_gram_norm_sums_backward(
-    d_sums: Tensor, weights: list[Tensor], slopes: list[Tensor], d_weights: list[Tensor], d_slopes: list[Tensor]
+def launch_gram_norms_total_backward(
+    d_total: Tensor, weights: list[Tensor], slopes: list[Tensor], d_weights: list[Tensor], d_slopes: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    factor = d_sums[:1, :1].sum()
-    if d_sums.numel() == 0 or (d_sums != factor).any():
-        return launch_gram_norms_backward(d_sums, weights, slopes, True, bool(d_slopes))
-    return [factor * d for d in d_weights], [factor * d for d in d_slopes]
+    return [d_total * d for d in d_weights], [d_total * d for d in d_slopes]

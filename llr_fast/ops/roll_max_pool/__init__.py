@@ -30,14 +30,15 @@ def roll_max_pool(
     from run to run; infinite leads make them NaN.
 
     Args:
-        z: [B, C, *space] with one to three axes of space; float16, bfloat16, float32 or float64.
-        tangents: [K, B, C, *space], of any of these dtypes.
+        z: [B, C, *space] with one to three axes of space, less than 2^30 entries in each sample; float16, bfloat16,
+            float32 or float64.
+        tangents: [K, B, C, *space], of any of these dtypes, best in the order of z.
         kernel, stride, padding, dilation, size: for each axis of space; `size` is the number of windows, each of which
             has to hold an entry.
 
     Returns:
-        out [B, C, *size] in the dtype of z, winning [K, B, C, *size] in that of tangents, and sums [2] in float32
-        (float64 where z or tangents have that).
+        out [B, C, *size] in the dtype of z, winning [K, B, C, *size] in that of tangents, both in the order of z if
+        that is contiguous or channels_last, and sums [2] in float32 (float64 where z or tangents have that).
 
     Raises:
         TypeError, ValueError: for a wrong dtype or shape.
@@ -50,12 +51,15 @@ def roll_max_pool(
         >>> roll_max_pool(z, tangents, (2,), (2,), (0,), (1,), (2,))
         (tensor([[[1., 9.]]]), tensor([[[[3., 1.]]]]), tensor([5.0000, 0.5000]))
     """
-    rank = z.dim() - 2
-    _check(z, tangents, rank, (kernel, stride, padding, dilation, size))
+    _check(z, tangents, z.dim() - 2, (kernel, stride, padding, dilation, size))
     refuse_forward_mode("roll_max_pool", z, tangents)
     windows = [*kernel, *stride, *padding, *dilation, *size]
+    channels_last = z.movedim(1, -1)
+    if channels_last.is_contiguous() and not z.is_contiguous():
+        out, winning, sums, _ = call("roll_max_pool", channels_last, tangents.movedim(2, -1).contiguous(), windows)
+        return out.movedim(-1, 1), winning.movedim(-1, 2), sums
     planes, rows = z.flatten(0, 1).contiguous(), tangents.flatten(1, 2).contiguous()
-    out, winning, sums, _ = call("roll_max_pool", planes, rows, windows)
+    out, winning, sums, _ = call("roll_max_pool", planes[..., None], rows[..., None], windows)
     return out.view(*z.shape[:2], *size), winning.view(*tangents.shape[:3], *size), sums
 
 
@@ -68,6 +72,8 @@ def _check(z: Tensor, tangents: Tensor, rank: int, windows: Sequence[Sequence[in
         raise ValueError(f"z: expected shape [B, C, *space] with one to three axes of space, got {list(z.shape)}")
     if tangents.shape[1:] != z.shape or len(tangents) == 0:
         raise ValueError(f"tangents: expected shape [K, *{list(z.shape)}], K > 0, got {list(tangents.shape)}")
+    if z[0:1].numel() >= 2**30:
+        raise ValueError(f"z: expected less than 2^30 entries in each sample, got shape {list(z.shape)}")
     if tangents.device != z.device:
         raise ValueError(f"tangents: expected device {z.device} as z has, got {tangents.device}")
     if any(len(each) != rank for each in windows):
@@ -88,10 +94,9 @@ def _holds_entries(length: int, kernel: int, stride: int, padding: int, dilation
 
 
 def _fake(z, tangents, windows):
-    size = windows[4 * (z.dim() - 1) :]
+    shape = (z.shape[0], *windows[4 * (z.dim() - 2) :], z.shape[-1])
     sums = z.new_empty(2, dtype=accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype)))
-    index = z.new_empty(z.shape[0], *size, dtype=torch.int32)
-    return z.new_empty(z.shape[0], *size), tangents.new_empty(*tangents.shape[:2], *size), sums, index
+    return z.new_empty(shape), tangents.new_empty(len(tangents), *shape), sums, z.new_empty(shape, dtype=torch.int32)
 
 
 def _fake_backward(d_out, d_winning, d_sums, z, tangents, index, windows):
@@ -111,6 +116,7 @@ def _backward(ctx, run, d_out, d_winning, d_sums, _):
     return *run("roll_max_pool_backward", d_out, d_winning, d_sums, z, tangents, index, ctx.windows), None
 
 
+# z is [N, *space, I]: I planes lie entry by entry beside each other; index is where a winner is in [*space, I].
 define("roll_max_pool(Tensor z, Tensor tangents, int[] windows) -> (Tensor, Tensor, Tensor, Tensor)", __name__, _fake)
 define(
     "roll_max_pool_backward(Tensor d_out, Tensor d_winning, Tensor d_sums, Tensor z, Tensor tangents, Tensor index,"

@@ -1,0 +1,265 @@
+"""The kernels of the gradient of roll_max_pool: one pass over cells where windows are small, else two passes.
+
+A cell is what a window does not share with the one that begins `stride` further on: each entry is in one cell, and in
+windows that begin at its cell or up to SLOTS - 1 cells before, along each axis. Nothing is added up in memory, so the
+sums are the same from run to run. Sizes and constants are those of the kernel of the values.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .kernels import entry, entry_of_window, located
+
+ONES, ZEROS = tl.constexpr((1, 1, 1)), tl.constexpr((0, 0, 0))
+
+
+@triton.constexpr_function
+def coordinates(flat, sizes):
+    """Of a flat position, along the three axes."""
+    return flat // (sizes[1] * sizes[2]), flat // sizes[2] % sizes[1], flat % sizes[2]
+
+
+@triton.constexpr_function
+def before(slot, SLOTS):
+    """Where a window begins, in strides from the cell that is `slot` cells after its own."""
+    return tuple(-cells for cells in coordinates(slot, SLOTS))
+
+
+@triton.constexpr_function
+def from_cell(slot, place, KERNEL, STRIDE, DILATION, SLOTS):
+    """Where one place of a window lies, from the beginning of the cell that is `slot` cells after the window's."""
+    axes = zip(coordinates(slot, SLOTS), coordinates(place, KERNEL), STRIDE, DILATION, strict=True)
+    return tuple(place * dilation - slot * stride for slot, place, stride, dilation in axes)
+
+
+@triton.constexpr_function
+def place_of(OWN, slot, KERNEL, STRIDE, DILATION, SLOTS):
+    """Which place of that window the entry is that lies OWN from the beginning of the cell; -1 for none."""
+    places = range(KERNEL[0] * KERNEL[1] * KERNEL[2])
+    found = [place for place in places if from_cell(slot, place, KERNEL, STRIDE, DILATION, SLOTS) == tuple(OWN)]
+    return found[0] if found else -1
+
+
+@triton.jit
+def to_loser(b_lead, scale, HINGES: tl.constexpr):
+    """The gradient that the lead over it gives a loser, of the hinges in z or of the squares in tangents."""
+    return tl.where((b_lead > 0) & (b_lead < 1), scale, 0.0) if HINGES else scale * b_lead
+
+
+@triton.jit
+def entry_of_cell(
+    OFFSETS: tl.constexpr, b_d, b_h, b_w, b_i, depth, height, width, inner,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Where the entry lies that is so far from the beginning of each cell, and whether it is one and no padding."""
+    b_d = b_d * STRIDE[0] + (OFFSETS[0] - PADDING[0])
+    b_h = b_h * STRIDE[1] + (OFFSETS[1] - PADDING[1])
+    b_w = b_w * STRIDE[2] + (OFFSETS[2] - PADDING[2])
+    return entry(b_d, b_h, b_w, b_i, depth, height, width, inner)
+
+
+@triton.jit
+def of_entry(
+    OWN: tl.constexpr, p_values, p_arriving, p_index, wide: tl.constexpr, m_c, b_n, b_d, b_h, b_w, b_i,
+    depth, height, width, out_depth, out_height, out_width, inner, scale,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    PLACES: tl.constexpr, SLOTS: tl.constexpr, HINGES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the entry that is OWN from the beginning of each cell; b_d, b_h, b_w are the cells'."""
+    p_values += b_n * (depth * height * width * inner)
+    o_windows = b_n * (out_depth * out_height * out_width * inner)
+    b_own, _ = entry_of_cell(OWN, b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING)
+    b_found = tl.zeros(b_d.shape, wide)
+    for slot in tl.static_range(SLOTS[0] * SLOTS[1] * SLOTS[2]):
+        if place_of(OWN, slot, KERNEL, STRIDE, DILATION, SLOTS) >= 0:
+            o_w, m_w = entry_of_cell(
+                before(slot, SLOTS), b_d, b_h, b_w, b_i, out_depth, out_height, out_width, inner, ONES, ZEROS
+            )
+            m_w &= m_c
+            b_index = tl.load(p_index + o_windows + o_w, mask=m_w, other=0)
+            b_winning = tl.load(p_values + b_index, mask=m_w, other=0.0).to(wide)
+            b_to_winner = tl.load(p_arriving + o_windows + o_w, mask=m_w, other=0.0).to(wide)
+            b_to_own = tl.zeros_like(b_found)
+            for place in tl.static_range(PLACES):
+                b_at, m_real = entry_of_cell(
+                    from_cell(slot, place, KERNEL, STRIDE, DILATION, SLOTS),
+                    b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING,
+                )  # fmt: skip
+                b_value = tl.load(p_values + b_at, mask=m_c & m_real, other=0.0).to(wide)
+                b_to_loser = tl.where(m_real, to_loser(b_winning - b_value, scale, HINGES), 0.0)
+                b_to_winner -= b_to_loser
+                if place == place_of(OWN, slot, KERNEL, STRIDE, DILATION, SLOTS):
+                    b_to_own = b_to_loser
+            b_found += tl.where(m_w, b_to_own + tl.where(b_index == b_own, b_to_winner, 0.0), 0.0)
+    return b_found
+
+
+@triton.jit
+def of_cells(
+    p_gradient, p_values, p_arriving, p_index, wide: tl.constexpr, m_c, b_n, b_d, b_h, b_w, b_i,
+    depth, height, width, out_depth, out_height, out_width, inner, scale,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    PLACES: tl.constexpr, SLOTS: tl.constexpr, HINGES: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradients of all entries of cells, after all loads: what they load alike is loaded once."""
+    b_found = ()
+    for own in tl.static_range(STRIDE[0] * STRIDE[1] * STRIDE[2]):
+        b_found += (  # type: ignore[assignment]
+            of_entry(
+                coordinates(own, STRIDE), p_values, p_arriving, p_index, wide, m_c, b_n, b_d, b_h, b_w, b_i,
+                depth, height, width, out_depth, out_height, out_width, inner, scale,
+                KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, HINGES,
+            ),
+        )  # fmt: skip
+    p_gradient += b_n * (depth * height * width * inner)
+    for own in tl.static_range(STRIDE[0] * STRIDE[1] * STRIDE[2]):
+        b_at, m_real = entry_of_cell(
+            coordinates(own, STRIDE), b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING
+        )
+        tl.store(p_gradient + b_at, b_found[own], mask=m_c & m_real)
+
+
+@triton.jit
+def roll_max_pool_cells_kernel(
+    p_d_out, p_d_winning, p_d_sums, p_z, p_tangents, p_index, p_d_z, p_d_tangents, K, n, windows, cells,
+    depth, height, width, out_depth, out_height, out_width, inner, cells_depth, cells_height, cells_width,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    PLACES: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program owns BLOCK cells: it knows all entries of all windows that theirs are in."""
+    wide: tl.constexpr = p_d_sums.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    m_c = program * BLOCK + tl.arange(0, BLOCK) < cells
+    b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, cells_depth, cells_height, cells_width, inner, BLOCK)
+    of_cells(
+        p_d_z, p_z, p_d_out, p_index, wide, m_c, b_n, b_d, b_h, b_w, b_i,
+        depth, height, width, out_depth, out_height, out_width, inner, tl.load(p_d_sums + 1),
+        KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, True,
+    )  # fmt: skip
+    scale = -2 * tl.load(p_d_sums)
+    for k in range(0, K):
+        o_k = tl.cast(k, tl.int64)
+        of_cells(
+            p_d_tangents + o_k * n, p_tangents + o_k * n, p_d_winning + o_k * windows, p_index, wide,
+            m_c, b_n, b_d, b_h, b_w, b_i, depth, height, width, out_depth, out_height, out_width, inner, scale,
+            KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def to_winner(
+    p_values, p_arriving, o_sample, o_w, b_winning, mask, b_d, b_h, b_w, b_i, depth, height, width, inner, scale,
+    KERNEL: tl.constexpr, DILATION: tl.constexpr, PLACES: tl.constexpr, UNROLL: tl.constexpr, HINGES: tl.constexpr,
+):  # fmt: skip
+    """What arrives for the winners of windows o_w, less what their losers get."""
+    b_found = tl.load(p_arriving + o_w, mask=mask, other=0.0).to(b_winning.dtype)
+    for place in tl.range(0, PLACES, loop_unroll_factor=UNROLL):
+        b_at, m_real = entry_of_window(place, b_d, b_h, b_w, b_i, depth, height, width, inner, KERNEL, DILATION)
+        b_values = tl.load(p_values + o_sample + b_at, mask=mask & m_real, other=0.0).to(b_winning.dtype)
+        b_found -= tl.where(m_real, to_loser(b_winning - b_values, scale, HINGES), 0.0)
+    return b_found
+
+
+@triton.jit
+def roll_max_pool_winners_kernel(
+    p_d_out, p_d_winning, p_d_sums, p_z, p_tangents, p_index, p_to_winners, K, n, windows,
+    depth, height, width, out_depth, out_height, out_width, inner,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    PLACES: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """to_winner of every window, for the next kernel: [1 + K, windows], of z and of tangents."""
+    wide: tl.constexpr = p_d_sums.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    o_w = program * BLOCK + tl.arange(0, BLOCK)
+    m_w = o_w < windows
+    b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, out_depth, out_height, out_width, inner, BLOCK)
+    o_sample = b_n * (depth * height * width * inner)
+    b_d = b_d * STRIDE[0] - PADDING[0]
+    b_h = b_h * STRIDE[1] - PADDING[1]
+    b_w = b_w * STRIDE[2] - PADDING[2]
+    o_winner = o_sample + tl.load(p_index + o_w, mask=m_w, other=0)
+    b_winning = tl.load(p_z + o_winner, mask=m_w, other=0.0).to(wide)
+    b_found = to_winner(
+        p_z, p_d_out, o_sample, o_w, b_winning, m_w, b_d, b_h, b_w, b_i,
+        depth, height, width, inner, tl.load(p_d_sums + 1),
+        KERNEL, DILATION, PLACES, UNROLL, True,
+    )  # fmt: skip
+    tl.store(p_to_winners + o_w, b_found, mask=m_w)
+    scale = -2 * tl.load(p_d_sums)
+    for k in range(0, K):
+        o_k = tl.cast(k, tl.int64)
+        b_winning = tl.load(p_tangents + o_k * n + o_winner, mask=m_w, other=0.0).to(wide)
+        b_found = to_winner(
+            p_tangents + o_k * n, p_d_winning + o_k * windows, o_sample, o_w, b_winning, m_w, b_d, b_h, b_w, b_i,
+            depth, height, width, inner, scale, KERNEL, DILATION, PLACES, UNROLL, False,
+        )  # fmt: skip
+        tl.store(p_to_winners + (o_k + 1) * windows + o_w, b_found, mask=m_w)
+
+
+@triton.jit
+def window(b_x, slot, size, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
+    """Along one axis the last window but `slot` that begins no later than entries b_x, and whether they are in it."""
+    b_w = (b_x + PADDING) // STRIDE - slot
+    b_place = b_x + PADDING - b_w * STRIDE
+    return b_w, (b_w >= 0) & (b_w < size) & (b_place < KERNEL * DILATION) & (b_place % DILATION == 0)
+
+
+@triton.jit
+def gathered(
+    p_values, p_arriving, p_to_winners, p_index, wide: tl.constexpr, m_x, b_n, b_d, b_h, b_w, b_i,
+    depth, height, width, out_depth, out_height, out_width, inner, scale,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    SLOTS: tl.constexpr, UNROLL_SLOTS: tl.constexpr, HINGES: tl.constexpr,
+):  # fmt: skip
+    """The gradient that entries get from all windows that they are in."""
+    o_sample = b_n * (depth * height * width * inner)
+    o_windows = b_n * (out_depth * out_height * out_width * inner) + b_i
+    b_own, _ = entry(b_d, b_h, b_w, b_i, depth, height, width, inner)
+    b_value = tl.load(p_values + o_sample + b_own, mask=m_x, other=0.0).to(wide)
+    b_found = tl.zeros_like(b_value)
+    for slot in tl.range(0, SLOTS[0] * SLOTS[1] * SLOTS[2], loop_unroll_factor=UNROLL_SLOTS):
+        b_wd, m_d = window(b_d, slot // (SLOTS[1] * SLOTS[2]), out_depth, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
+        b_wh, m_h = window(b_h, slot // SLOTS[2] % SLOTS[1], out_height, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
+        b_ww, m_w = window(b_w, slot % SLOTS[2], out_width, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
+        mask = m_x & m_d & m_h & m_w
+        o_w = o_windows + ((b_wd * out_height + b_wh) * out_width + b_ww) * inner
+        b_index = tl.load(p_index + o_w, mask=mask, other=-1)
+        m_wins, m_loses = mask & (b_index == b_own), mask & (b_index != b_own)
+        b_winning = tl.load(p_values + o_sample + b_index, mask=m_loses, other=0.0).to(wide)
+        b_found += tl.where(m_loses, to_loser(b_winning - b_value, scale, HINGES), 0.0)
+        b_to_winner = tl.load(p_to_winners + o_w, mask=m_wins, other=0.0)
+        b_found += tl.where(m_wins, b_to_winner, 0.0)
+    return b_found
+
+
+@triton.jit
+def roll_max_pool_entries_kernel(
+    p_d_out, p_d_winning, p_d_sums, p_z, p_tangents, p_index, p_to_winners, p_d_z, p_d_tangents, K, n, windows,
+    depth, height, width, out_depth, out_height, out_width, inner,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    SLOTS: tl.constexpr, UNROLL_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program owns BLOCK of the n elements of z; they lie in up to SLOTS windows along each axis."""
+    wide: tl.constexpr = p_d_sums.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    o_x = program * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < n
+    b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, depth, height, width, inner, BLOCK)
+    b_found = gathered(
+        p_z, p_d_out, p_to_winners, p_index, wide, m_x, b_n, b_d, b_h, b_w, b_i,
+        depth, height, width, out_depth, out_height, out_width, inner, tl.load(p_d_sums + 1),
+        KERNEL, STRIDE, PADDING, DILATION, SLOTS, UNROLL_SLOTS, True,
+    )  # fmt: skip
+    tl.store(p_d_z + o_x, b_found, mask=m_x)
+    scale = -2 * tl.load(p_d_sums)
+    for k in range(0, K):
+        o_k = tl.cast(k, tl.int64)
+        b_found = gathered(
+            p_tangents + o_k * n, p_d_winning + o_k * windows,
+            p_to_winners + (o_k + 1) * windows, p_index, wide,
+            m_x, b_n, b_d, b_h, b_w, b_i, depth, height, width, out_depth, out_height, out_width, inner, scale,
+            KERNEL, STRIDE, PADDING, DILATION, SLOTS, UNROLL_SLOTS, False,
+        )  # fmt: skip
+        tl.store(p_d_tangents + o_k * n + o_x, b_found, mask=m_x)

@@ -1,0 +1,26 @@
+"""A mode under which no number of a tensor may be read."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llr_fast import dispatch
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where numbers would be read back from a GPU, or decide on shapes, within this package's operators too."""
+
+    READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()  # the operators that ran
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        self.seen.add(name)
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert name not in self.READING and not any(i is not None and i.dtype == torch.bool for i in indices), name
+        if function.namespace == "llr_fast" and name in dispatch._implementations:
+            with self:
+                return dispatch._implementations[name](*args)
+        return function(*args, **(kwargs or {}))
