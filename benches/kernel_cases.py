@@ -24,9 +24,9 @@ CHIPS = {
 class Case:
     """An operator at a size small enough to emulate, and at one of practical interest.
 
-    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n], [K, n] or [planes, side]; `arguments` makes what launch_<op> and the reference
-    <op> take, `work` gives the elements that counts are divided by, the numbers that must move, and the floating-point
-    operations; `codes` gives the bytes of other numbers.
+    sizes are [K, B, n], [K, B, I, O], [B, n, O], [B, n], [K, n] or [planes, side]; `arguments` makes what launch_<op>
+    and the reference <op> take, `work` gives the elements that counts are divided by, the numbers that must move, and
+    the floating-point operations; `codes` gives the bytes of other numbers.
     """
 
     package: str
