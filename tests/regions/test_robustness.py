@@ -134,7 +134,7 @@ def test_bounds_rise_with_the_regions_that_may_be_visited():
 
 @pytest.mark.parametrize("p", NORMS)
 def test_one_logit(p):
-    model, x = plain(2, 8, 8, 1, seed=4), torch.randn(4, 2, dtype=DTYPE)
+    model, x = plain(2, 6, 6, 1, seed=4), torch.randn(2, 2, dtype=DTYPE)
     two = nn.Sequential(model, nn.Linear(1, 2).double())
     two[1].weight.data, two[1].bias.data = torch.tensor([[0.0], [1.0]], dtype=DTYPE), torch.zeros(2, dtype=DTYPE)
     a, b = (llr_fast.robustness(m, x, p, regions=None) for m in (model, two))
