@@ -94,7 +94,7 @@ def test_no_input_within_has_another_class_and_the_adversarial_one_is_at_the_bou
     model = plain(3, 6, 6, 3, seed=1, activation=activation)
     x = torch.randn(3, 3, dtype=DTYPE)
     label = classes_of(model, x)
-    for regions in (1, 2, 5, 60):
+    for regions in (1, 2, 30):
         found = llr_fast.robustness(model, x, p, regions=regions)
         assert (found.lower <= found.upper).all() and (found.regions <= regions).all()
         for i in range(len(x)):
