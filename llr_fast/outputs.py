@@ -22,6 +22,17 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
             yield from tensors_of(vars(leaf))
 
 
+class Logits(nn.Module):
+    """A model whose output is its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model(x))
+
+
 def logits_of(output: Any) -> Tensor:
     """[B, classes], or [B, 1]: the output itself, its attribute or entry `logits`, or the first entry of a tuple.
 

@@ -17,7 +17,7 @@ from llr_fast.checks import check_count, check_generator, check_range
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import logits_of
+from llr_fast.outputs import Logits, logits_of
 from llr_fast.regions.count import Observed
 
 
@@ -250,15 +250,6 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, clip: tuple[float, float] | N
         raise ValueError(f"clip: expected a range that holds x, {x.min():g} to {x.max():g}, got {clip}")
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model(x))
-
-
 def _check_gradients(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip: tuple[float, float] | None) -> None:
     """Raises where autograd's gradients are not the function's, as behind detach(), hooks and some custom functions.
 
@@ -268,7 +259,7 @@ def _check_gradients(model: nn.Module, x: Tensor, y: Tensor, radius: float, clip
     part, direction = (torch.rand(x.shape, generator=generator, device="cpu").to(x) for _ in range(2))
     x = torch.lerp(*_box(x, radius, clip), part)
     x, y, direction = (t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in (x, y, direction.double()))
-    observed = Observed(_Logits(model))
+    observed = Observed(Logits(model))
     evaluation.layers_of(observed, x, Directions(direction.unsqueeze(0)), torch.float64)
     rates = observed.tangents(x, 1)[0, :, 1:].gather(1, y[:, None]).squeeze(1)
     terms = _gradient(model, x, y).double() * direction

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog, nnls
 
+from llr_fast import norms
+
 THIN = 1e-9  # of the size of what is looked at: what is thinner may be made by rounding
 _SLACK = 1e-8  # the same of solvers, by how much they may leave a halfspace
 
@@ -60,9 +62,8 @@ def nearest(polytope: Polytope, p: float) -> Nearest:
 
 
 def _dual_bound(polytope: Polytope, multipliers: np.ndarray, p: float) -> float:
-    q = {1: math.inf, 2: 2, math.inf: 1}[p]
     shortfall = -float(multipliers @ polytope.offsets)
-    pull = length(polytope.normals.T @ multipliers, q)
+    pull = length(polytope.normals.T @ multipliers, norms.dual(p))
     if shortfall <= 0:
         return 0.0
     return math.inf if pull <= 1e-13 * float(multipliers.sum()) else shortfall / pull
@@ -123,9 +124,8 @@ def _deepest(polytope: Polytope, near: np.ndarray, size: float, plane: tuple[np.
     a, s = polytope
     cost = np.append(np.zeros(a.shape[1]), -1.0)
     rows = np.hstack([a, np.ones((len(a), 1))])
-    on = (
-        {} if plane is None else {"A_eq": np.append(plane[0], 0.0)[None], "b_eq": [(plane[1] - plane[0] @ near) / size]}
-    )
+    normal, offset = plane
+    on = {"A_eq": np.append(normal, 0.0)[None], "b_eq": [(offset - normal @ near) / size]}
     shifted = (s - a @ near) / size
     for reach in (10.0, math.inf):
         limits = [(-reach, reach)] * a.shape[1] + [(None, 1.0)]

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from llr_fast import norms
 from llr_fast.certificates import evaluation
+from llr_fast.certificates.agreement import plain_output
 from llr_fast.certificates.margin import Margin, margin
 from llr_fast.checks import check_choice, check_count, check_range, check_tensor
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import logits_of
+from llr_fast.outputs import Logits, logits_of
 from llr_fast.regions.decision import Decision, predicted
 from llr_fast.regions.walk import Walk
 
@@ -97,15 +98,17 @@ def robustness(
     if until != math.inf:
         until = check_range("until", until, 0)
     evaluation.check(model, x, torch.float64)
+    needed = y is not None or regions != 1
+    classes = predicted(model, x) if needed else torch.zeros(len(x), dtype=torch.long, device=x.device)
+    wrong = torch.zeros_like(classes, dtype=torch.bool) if y is None else _wrong(model, x, y, classes)
     options: dict[str, Any] = {"failure_probability": failure_probability, "generator": generator}
     nearest = margin(Decision(model), x, p, **options)
     found = _of_one_region(nearest, x)
-    wrong = torch.zeros_like(found.exact) if y is None else _wrong(model, x, y)
     found.lower[wrong] = found.upper[wrong] = 0.0
     found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
     left = ~found.exact & (found.lower <= until)
     if regions != 1 and left.any():
-        _walk(model, x, p, found, left, regions, until, progress)
+        _walk(model, x, classes, p, found, left, regions, until, progress)
     return found
 
 
@@ -121,31 +124,21 @@ def _of_one_region(nearest: Margin, x: Tensor) -> Robustness:
     return Robustness(nearest.value.clone(), upper, point, exact, torch.ones_like(nearest.layer))
 
 
-def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """[B]: where another class than y is predicted."""
+def _wrong(model: nn.Module, x: Tensor, y: Tensor, found: Tensor) -> Tensor:
+    """[B]: where another class than y is the one that is `found`."""
     check_tensor("y", y)
-    found = predicted(model, x)
     if y.shape != found.shape or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"y: expected integers of shape {tuple(found.shape)}, got {y.dtype} of {tuple(y.shape)}")
-    with torch.no_grad():
-        classes = max(2, logits_of(model(x[:1].clone())).size(1))
+    classes = max(2, logits_of(plain_output(model, x[:1])).size(1))
     if not ((y >= 0) & (y < classes)).all():
         raise ValueError(f"y: expected classes from 0 to {classes - 1}, got {y.min().item()} to {y.max().item()}")
     return found != y.to(found.device)
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model(x))
-
-
 def _walk(
     model: nn.Module,
     x: Tensor,
+    classes: Tensor,
     p: float,
     found: Robustness,
     left: Tensor,
@@ -154,7 +147,7 @@ def _walk(
     progress: bool,
 ) -> None:
     """Raises the bounds of the samples that are `left`, [B]."""
-    classes, logits = predicted(model, x), _Logits(model)
+    logits = Logits(model)
     with tqdm(desc="robustness", unit="region", delay=PATIENCE, disable=not progress) as bar:
         for i in left.nonzero().flatten().tolist():
             walk = Walk(logits, x[i : i + 1], int(classes[i]), p)

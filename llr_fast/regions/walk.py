@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llr_fast import norms
 from llr_fast.regions import polytope
 from llr_fast.regions.polytope import Polytope
 from llr_fast.regions.region import region_at
@@ -140,8 +141,7 @@ class Walk:
 
     def _in_norm(self, normals: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """The l_p distances of planes whose l2 distances these are."""
-        q = {1: math.inf, 2: 2, math.inf: 1}[self._p]
-        norm = np.linalg.norm(normals, q, axis=1)
+        norm = np.linalg.norm(normals, norms.dual(self._p), axis=1)
         found: np.ndarray = np.where(distances > 0, math.inf, 0.0)
         np.divide(distances, norm, out=found, where=norm > 0)
         return found

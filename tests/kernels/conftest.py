@@ -5,11 +5,12 @@ The interpreter is chosen when the kernels are decorated, so it needs a process 
 """
 
 import os
+import sys
 
 import pytest
 import torch
 
-from llr_fast.dispatch import backend
+from llr_fast.dispatch import backend, implementation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -26,6 +27,19 @@ def device(request):
 def by_triton(device):
     with backend("triton"):
         yield device
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The implementations that operators choose, in order: equal results cannot tell a fallback from a kernel."""
+    chosen = []
+
+    def choose(op, device):
+        chosen.append(implementation(op, device))
+        return chosen[-1]
+
+    monkeypatch.setattr(sys.modules["llr_fast.dispatch"], "implementation", choose)
+    return chosen
 
 
 @pytest.fixture(autouse=True)

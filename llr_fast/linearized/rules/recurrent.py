@@ -65,6 +65,6 @@ def _rnn(
 def _states(steps: Sequence[Any], state: Any, weights: Sequence[Tensor]) -> list[Tensor]:
     found = []
     for step in steps:
-        state = torch.rnn_relu_cell(step, state, *weights) if step.dim() == 2 else _cell(None, step, state, *weights)
+        state = _cell(None, step, state, *weights)
         found.append(state)
     return found

@@ -47,6 +47,23 @@ def entry_of_window(
 
 
 @triton.jit
+def first_entries(
+    first, depth, height, width, out_depth, out_height, out_width, inner,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of BLOCK windows from `first` on: where their samples begin in z, and the coordinates of their first entries."""
+    b_n, b_d, b_h, b_w, b_i = located(first, out_depth, out_height, out_width, inner, BLOCK)
+    o_sample = b_n * (depth * height * width * inner)
+    return o_sample, b_d * STRIDE[0] - PADDING[0], b_h * STRIDE[1] - PADDING[1], b_w * STRIDE[2] - PADDING[2], b_i
+
+
+@triton.jit
+def to_loser(b_lead, scale, HINGES: tl.constexpr):
+    """The gradient that the lead over it gives a loser, of the hinges in z or of the squares in tangents."""
+    return tl.where((b_lead > 0) & (b_lead < 1), scale, 0.0) if HINGES else scale * b_lead
+
+
+@triton.jit
 def roll_max_pool_kernel(
     p_z, p_tangents, p_out, p_winning, p_index, p_parts, K, n, windows,
     depth, height, width, out_depth, out_height, out_width, inner,
@@ -58,11 +75,9 @@ def roll_max_pool_kernel(
     program = tl.program_id(0).to(tl.int64)
     o_w = program * BLOCK + tl.arange(0, BLOCK)
     m_w = o_w < windows
-    b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, out_depth, out_height, out_width, inner, BLOCK)
-    o_sample = b_n * (depth * height * width * inner)
-    b_d = b_d * STRIDE[0] - PADDING[0]
-    b_h = b_h * STRIDE[1] - PADDING[1]
-    b_w = b_w * STRIDE[2] - PADDING[2]
+    o_sample, b_d, b_h, b_w, b_i = first_entries(
+        program * BLOCK, depth, height, width, out_depth, out_height, out_width, inner, STRIDE, PADDING, BLOCK
+    )
     b_out = tl.full([BLOCK], -INFINITY, wide)
     b_index = tl.full([BLOCK], -1, tl.int32)
     # Where all places are unrolled, what is loaded twice is loaded once.

@@ -10,12 +10,9 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
-from .backward_kernels import (
-    roll_max_pool_cells_kernel,
-    roll_max_pool_entries_kernel,
-    roll_max_pool_winners_kernel,
-)
+from .cell_kernels import roll_max_pool_cells_kernel
 from .kernels import roll_max_pool_kernel
+from .window_kernels import roll_max_pool_entries_kernel, roll_max_pool_winners_kernel
 
 BLOCK, WARPS = 256, 8  # an element for each thread: neighbours' windows begin `stride` apart
 UNROLLED = 16  # places of a window, or entries of a cell, that are held in registers
@@ -84,7 +81,6 @@ def launch_roll_max_pool_backward(
             SLOTS=slot, **constants,
         )  # fmt: skip
         return d_z, d_tangents
-    # A winner has to know all its losers: those of a large window are added up once, not for each of its entries.
     to_winners = d_sums.new_empty(1 + len(tangents), *index.shape)
     roll_max_pool_winners_kernel[(triton.cdiv(index.numel(), BLOCK),)](
         d_out, d_winning, d_sums, z, tangents, index, to_winners, *counts, *sizes, **constants
