@@ -239,6 +239,7 @@ STATES = {
 @pytest.mark.parametrize("name", STATES)
 def test_states_are_refused(name, dtype):
     """Unless all evaluations of one call happened to find the same, as with a counter that acts rarely."""
+    torch.manual_seed(0)  # of some networks no output depends on the block that has the state
     model = network(STATES[name]()).to(dtype)
     with pytest.raises(ValueError, match=r"state from call to call|plain model's output"):
         for _ in range(2):
