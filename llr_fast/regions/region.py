@@ -122,8 +122,8 @@ def region(model: nn.Module, x: Tensor) -> Region:
         >>> import torch, llr_fast
         >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1))
         >>> region = llr_fast.region(model, torch.tensor([[1.0, -2.0]]))
-        >>> region.halfspaces[0].tolist()  # the first input is positive, the second one is not
-        [[1.0, 0.0], [0.0, -1.0]]
+        >>> region.halfspaces[0].int().tolist()  # the first input is positive, the second one is not
+        [[1, 0], [0, -1]]
         >>> region.contains(torch.tensor([[3.0, -1.0], [3.0, 1.0]])).tolist()
         [True, False]
         >>> torch.allclose(region.weight[0, 0], model[1].weight[0, 0].double()), region.weight[0, 1].item()

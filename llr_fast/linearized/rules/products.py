@@ -85,6 +85,8 @@ def _addmm(function: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1,
         ((input,), _) = constants(x, input)  # so that it is multiplied in the precision of values
         if x.evaluation.settings.bounds and beta not in (0, 1, -1):
             raise NoBoundError
+    elif input.evaluation.settings.bounds and not any(moves(o) for o in (*args, *named.values())):
+        raise NoBoundError  # of the product of two constants
     total: LinearizedTensor = torch.mul(input, beta) + torch.matmul(*args, *named.values()) * alpha
     return total
 

@@ -51,11 +51,19 @@ def _broadcast_tensors(function: Any, *tensors: Any) -> tuple[Tensor, ...]:
 @rule(
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "t", "adjoint", "T", "mT"),
     *("select", "narrow", "chunk", "split", "tensor_split", "unbind", "split_with_sizes", "diagonal", "sum", "mean"),
-    *("tril", "triu", Tensor.unfold),
+    Tensor.unfold,
 )
 def structural(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
     """A linear function whose output entries are sums of input entries, by shapes alone."""
     return _apply(function, _by_shapes, x, args, kwargs)
+
+
+@rule("tril", "triu")
+def _triangle(function: Any, x: LinearizedTensor, *args: Any, **kwargs: Any) -> Any:
+    """Which entries it keeps depends on their place along the last two axes."""
+    axes = x.value.dim()
+    x.samples.kept((axes - 2, axes - 1), function_name(function))
+    return structural(function, x, *args, **kwargs)
 
 
 @rule("diff")

@@ -47,8 +47,8 @@ def gram_norms_total(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Ten
         >>> from llr_fast.ops.gram_norms import gram_norms_total
         >>> weights = [torch.eye(2, requires_grad=True), torch.tensor([[3.0, 4.0]], requires_grad=True)]
         >>> total = gram_norms_total(weights, [torch.tensor([[1.0, 0.0]])])
-        >>> total, torch.autograd.grad(total, weights)[1]
-        (tensor(11., grad_fn=<...>), tensor([[6., 0.]]))
+        >>> total.item(), torch.autograd.grad(total, weights)[1]
+        (11.0, tensor([[6., 0.]]))
     """
     weights, slopes = _prepared(weights, slopes)
     needs_slopes = any(slope.requires_grad for slope in slopes)
