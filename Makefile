@@ -6,6 +6,9 @@ LINUX := $(filter Linux,$(shell uname -s))
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc)
 SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
 INTERPRETED := $(and $(LINUX),$(wildcard tests/kernels/test_*.py))
+# The oldest Triton that is allowed has a folder of its own, with the last NumPy whose numbers its interpreter takes.
+OLDEST := $(shell sed -n 's/^triton = ."triton>=\([0-9.]*\);.*/\1/p' pyproject.toml)
+OLDEST_FOLDER := .triton/$(OLDEST)
 
 # One process for each core: tests are too small to gain from threads.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
@@ -16,7 +19,7 @@ export LLR_FAST_BUILD_EXT ?= auto
 
 N ?= 2000
 
-.PHONY: demo gallery test fuzz mutants check bench test-gpu bench-gpu clean
+.PHONY: demo gallery test test-oldest-triton fuzz mutants check bench test-gpu bench-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m llr_fast demo
@@ -28,6 +31,15 @@ gallery: $(INSTALLED)
 test: $(INSTALLED)
 	$(PARALLEL) llr_fast tests -m "not gpu"
 	$(if $(INTERPRETED),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
+	$(if $(INTERPRETED),@$(MAKE) --no-print-directory test-oldest-triton)
+
+# Compiled and interpreted by the oldest Triton too, whose rules and registers are others.
+test-oldest-triton: $(INSTALLED)
+	@test -d $(OLDEST_FOLDER) || { $(BIN)/pip install --quiet --no-deps --retries 1 --target $(OLDEST_FOLDER).part \
+		triton==$(OLDEST) "numpy<2.4" 2>/dev/null && mv $(OLDEST_FOLDER).part $(OLDEST_FOLDER); } || true
+	@if test -d $(OLDEST_FOLDER); then export PYTHONPATH=$(OLDEST_FOLDER); \
+		$(PARALLEL) tests/compiled/test_aot.py -k sm_90 && TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu"; \
+	else echo "skipped: the kernels under Triton $(OLDEST), which is neither in $(OLDEST_FOLDER) nor to be downloaded"; fi
 
 # Random networks against the oracle: make fuzz N=2000, make fuzz MINUTES=30 START=5000, make fuzz SEED=123.
 fuzz: $(INSTALLED)

@@ -1,5 +1,6 @@
 """Every configuration that the launchers can choose, compiled for every target: it fits the chip and spills nothing."""
 
+import contextlib
 import multiprocessing
 import os
 
@@ -64,20 +65,10 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
         t, slope = oc.tangent_inputs(shape, dtype)
         out, stat = run(tangent, "tangent_activation", t, slope, "sum_squares")
         run(tangent, "tangent_activation_backward", out, stat, t, slope, stat, "max_abs", True)
-    narrow = dtype != torch.float64  # whose tiles are the same for all rows
-    for shape in PRODUCTS + NARROW_PRODUCTS * narrow:
-        args = oc.linear_inputs(shape, dtype)
-        out, stat = run(linear, "masked_linear", *args, "sum_squares", True)
-        run(linear, "masked_linear_backward", out, stat, out, *args, "max_abs", True, True)
-        if shape != PRODUCTS[0]:
-            run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", True, True)
-            run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", False, False)
-    for shape in GRAMS + NARROW_GRAMS * narrow:
-        args = oc.gram_inputs(shape, dtype)
-        out, diagonal = run(gram, "gram_linear", *args, True)
-        run(gram, "gram_linear_backward", out, diagonal, *args, True, True, True)
-        run(gram, "gram_linear", *args, False)
-        run(gram, "gram_linear_backward", None, diagonal, *args, True, False, True)
+    _products(dtype, run)
+    if dtype == torch.float32:
+        with products_in_tf32():
+            _products(dtype, run)
     layers = oc.layer_inputs((4, (64, 2048)), dtype)
     run(margin, "margin_reduce", *layers)
     run(margin, "smallest_bounds", *layers, 3)
@@ -93,6 +84,32 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
     return list(found.values())
 
 
+@contextlib.contextmanager
+def products_in_tf32():
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def _products(dtype, run):
+    narrow = dtype != torch.float64  # whose tiles are the same for all rows
+    for shape in PRODUCTS + NARROW_PRODUCTS * narrow:
+        args = oc.linear_inputs(shape, dtype)
+        out, stat = run(linear, "masked_linear", *args, "sum_squares", True)
+        run(linear, "masked_linear_backward", out, stat, out, *args, "max_abs", True, True)
+        if shape != PRODUCTS[0]:
+            run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", True, True)
+            run(linear, "masked_linear_backward", out, stat, out, *args, "sum_squares", False, False)
+    for shape in GRAMS + NARROW_GRAMS * narrow:
+        args = oc.gram_inputs(shape, dtype)
+        out, diagonal = run(gram, "gram_linear", *args, True)
+        run(gram, "gram_linear_backward", out, diagonal, *args, True, True, True)
+        run(gram, "gram_linear", *args, False)
+        run(gram, "gram_linear_backward", None, diagonal, *args, True, False, True)
+
+
 WORK: list[tuple[str, offline.Launch]] = []
 
 
@@ -104,30 +121,23 @@ def _compile(index: int):
         return f"does not compile: {error}"
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """target -> launches with their resources; compiled by all cores, from forks that inherit the list of work."""
-    launches = {dtype: configurations(dtype) for dtype in DTYPES["sm_90"]}
-    WORK[:] = [(target, launch) for target, dtypes in DTYPES.items() for dtype in dtypes for launch in launches[dtype]]
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+def compiled(target: str):
+    """All launches with their resources, compiled by all cores, from forks that inherit the list of work."""
+    WORK[:] = [(target, launch) for dtype in DTYPES[target] for launch in configurations(dtype)]
+    workers = os.cpu_count() if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
         found = pool.map(_compile, range(len(WORK)), chunksize=4)
-    return {t: [(launch, r) for (u, launch), r in zip(WORK, found, strict=True) if u == t] for t in SHARED_BYTES}
+    return [(launch, resources) for (_, launch), resources in zip(WORK, found, strict=True)]
 
 
 @pytest.mark.parametrize("target", SHARED_BYTES)
-def test_every_configuration_compiles(compiled, target):
-    assert compiled[target]
-    faults = []
-    for launch, resources in compiled[target]:
+def test_every_configuration_compiles(target):
+    """Without spills, into the memory of the chip; products of low precision by the instructions made for them."""
+    faults, found = [], compiled(target)
+    for launch, resources in found:
+        types = {v.dtype for v in launch.args.values() if isinstance(v, torch.Tensor)}
         fits = not isinstance(resources, str) and resources.shared <= SHARED_BYTES[target]
-        if not fits or resources.stack or resources.local:
-            types = {v.dtype for v in launch.args.values() if isinstance(v, torch.Tensor)}
+        is_low = "DOT" in launch.constants and (torch.bfloat16 in types or launch.constants["PRECISION"] == "tf32")
+        if not fits or resources.stack or resources.local or (is_low and not resources.matrix):
             faults.append(f"{launch.name} {types} {launch.constants} {launch.options}: {resources}")
-    assert not faults, "\n".join(faults)
-
-
-@pytest.mark.parametrize("target", SHARED_BYTES)
-def test_products_of_half_precision_use_matrix_instructions(compiled, target):
-    for launch, resources in compiled[target]:
-        if launch.constants.get("DOT") and "bfloat16" in str({getattr(v, "dtype", None) for v in launch.args.values()}):
-            assert resources.matrix > 0, launch.name
+    assert found and not faults, "\n".join(faults)

@@ -205,6 +205,20 @@ def test_parts_of_the_rows():
     assert stats.traffic["write", "p_d_weight"].unique_sectors * 32 == 2 * size(gradients[2])
 
 
+@pytest.mark.parametrize("setting,tolerance", [("highest", 2e-6), ("high", 2e-3)])
+def test_products_follow_torchs_setting(setting, tolerance):
+    """TF32 has 10 bits of mantissa, and instructions of its own."""
+    args = (*oc.linear_inputs((4, 8, 8, 64, 64), torch.float32), "sum_squares", True)
+    torch.set_float32_matmul_precision(setting)
+    try:
+        (out, _), (stats,) = run(linear.launch_masked_linear, *args)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    exact = linear_reference.masked_linear(*(t.double() for t in args[:3]), *args[3:])[0]
+    assert (out - exact).abs().max() <= tolerance * exact.abs().max()
+    assert (stats.mma_count > 0) == (setting == "high")
+
+
 GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])
 
 

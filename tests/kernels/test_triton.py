@@ -13,6 +13,8 @@ from llr_fast.dispatch import backend
 
 pytestmark = pytest.mark.triton
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
+# Rows that load 16 bytes at a time, and products of whole tiles.
+ALIGNED = {"tangent_activation": (4, 3, 3, 64), "masked_linear": (32, 4, 1, 64, 64), "gram_linear": (2, 1, 64, 128)}
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +33,11 @@ def test_values_and_gradients(op, shape, extra, transposed, device):
 @pytest.mark.parametrize("op", oc.DIFFERENTIABLE)
 def test_other_types(op, dtype, device):
     shapes, _, further, _ = oc.DIFFERENTIABLE[op]
-    for shape in shapes[:2]:
+    for shape in (*shapes[:2], ALIGNED[op]):
         tensors = oc.inputs(op, shape, dtype, device=device)
         for extra in further:
+            if shape == ALIGNED[op] and "max_abs" in extra and dtype.itemsize == 2:
+                continue  # among so many, rounding decides which is the largest and has the gradient
             found = oc.computed(op, tensors, extra, "triton")
             oc.assert_close(found, oc.expected(op, tensors, extra), dtype)
             assert found[0].dtype == dtype and found[1].dtype == (dtype if dtype == torch.float64 else torch.float32)

@@ -40,7 +40,8 @@ def load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_n, O, n, like
 @triton.jit
 def gram_linear_left_kernel(
     p_gram, p_slope, p_weight, p_left, p_diagonal, B, n, O, stride_b,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of W D G D for one sample, and stores it in p_left [B, O, n].
 
@@ -68,7 +69,7 @@ def gram_linear_left_kernel(
         b_masked = load_wide(p_weights + o_i[None, :], m_o[:, None] & m_i[None, :], b_left) * b_slope[None, :]
         p_tile = p_grams + o_i[:, None].to(tl.int64) * n
         b_gram = tl.load(p_tile, mask=m_i[:, None] & m_j[None, :], other=0.0)
-        b_left = add_product(b_left, b_masked, b_gram, DOT)
+        b_left = add_product(b_left, b_masked, b_gram, DOT, PRECISION)
     b_left *= load_wide(p_slope + o_b * n + o_j, m_j, b_left)[None, :]
     m_tile = m_o[:, None] & m_j[None, :]
     if p_left is not None:
@@ -81,7 +82,8 @@ def gram_linear_left_kernel(
 @triton.jit
 def gram_linear_kernel(
     p_left, p_transposed, p_out, p_diagonal, n, O,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of left W^T for one sample, from p_transposed = W^T [n, O]."""
     n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
@@ -102,7 +104,7 @@ def gram_linear_kernel(
         b_left = tl.load(p_tile, mask=m_o[:, None] & m_j[None, :], other=0.0)
         p_tile = p_transposed + o_j[:, None].to(tl.int64) * O + o_p[None, :]
         b_weight = tl.load(p_tile, mask=m_j[:, None] & m_p[None, :], other=0.0)
-        b_out = add_product(b_out, b_left, b_weight, DOT)
+        b_out = add_product(b_out, b_left, b_weight, DOT, PRECISION)
     store_mirrored(p_out + o_b * O * O, b_out, tile_o, tile_p, O, BLOCK)
     if tile_o == tile_p:
         b_diagonal = tl.sum(tl.where(o_o[:, None] == o_p[None, :], b_out, 0.0), 1)
@@ -112,7 +114,8 @@ def gram_linear_kernel(
 @triton.jit
 def gram_linear_backward_left_kernel(
     p_d_out, p_d_diagonal, p_slope, p_weight, p_left, n, O,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of p_left [B, O, n] = (H + H^T) W D, where H is d_out + diag(d_diagonal)."""
     n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
@@ -130,7 +133,7 @@ def gram_linear_backward_left_kernel(
         b_lower = load_wide(p_sample + (o_o * O)[:, None] + o_p[None, :], m_o[:, None] & m_p[None, :], b_left)
         b_upper = load_wide(p_sample + (o_p * O)[:, None] + o_o[None, :], m_p[:, None] & m_o[None, :], b_left)
         b_weight = tl.load(p_weight + (o_p * n)[:, None] + o_i[None, :], mask=m_p[:, None] & m_i[None, :], other=0.0)
-        b_left = add_product(b_left, b_lower + tl.trans(b_upper), b_weight, DOT)
+        b_left = add_product(b_left, b_lower + tl.trans(b_upper), b_weight, DOT, PRECISION)
     m_tile = m_o[:, None] & m_i[None, :]
     if p_d_diagonal is not None:
         b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_left)
@@ -142,7 +145,8 @@ def gram_linear_backward_left_kernel(
 @triton.jit
 def gram_linear_backward_gram_kernel(
     p_left, p_d_diagonal, p_slope, p_weight, p_transposed, p_d_gram, B, n, O, samples,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of d loss / d gram = D W^T left / 2, summed over `samples` samples: [parts, n, n]."""
     n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
@@ -163,14 +167,15 @@ def gram_linear_backward_gram_kernel(
             p_tile = p_transposed + (o_i * O)[:, None] + o_o[None, :]
             b_masked = load_wide(p_tile, m_i[:, None] & (o_o < O)[None, :], b_d_gram) * b_slope[:, None]
             b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_gram)
-            b_d_gram = add_product(b_d_gram, b_masked, b_left, DOT)
+            b_d_gram = add_product(b_d_gram, b_masked, b_left, DOT, PRECISION)
     store_mirrored(p_d_gram + part * n * n, b_d_gram, tile_i, tile_j, n, BLOCK)
 
 
 @triton.jit
 def gram_linear_backward_weight_kernel(
     p_left, p_d_diagonal, p_gram, p_slope, p_weight, p_d_slope, p_d_weight, B, n, O, stride_b, samples,
-    DOT: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """From d loss / d (W D) = left G: p_d_weight [parts, O, n], and p_d_slope [tiles of O, B, n] or None."""
     n, O = aligned(n, ALIGN_N), aligned(O, ALIGN_O)
@@ -190,7 +195,7 @@ def gram_linear_backward_weight_kernel(
             b_left = load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_j, O, n, b_d_weight)
             p_tile = p_gram + o_b * aligned(stride_b, ALIGN_N) + o_j[:, None].to(tl.int64) * n + o_i[None, :]
             b_gram = tl.load(p_tile, mask=(o_j < n)[:, None] & m_i[None, :], other=0.0)
-            b_d_masked = add_product(b_d_masked, b_left, b_gram, DOT)
+            b_d_masked = add_product(b_d_masked, b_left, b_gram, DOT, PRECISION)
         if p_d_slope is not None:
             b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_i[None, :], m_tile, b_d_masked)
             b_d_slope = tl.sum(rounded(b_d_masked * b_weight, m_tile), 0)

@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
-from ..masked_linear.tiles import alignment, dot_type
+from ..common.registers import NO_SPILLS
+from ..masked_linear.tiles import alignment, dot_precision, dot_type
 from .kernels import (
     gram_linear_backward_gram_kernel,
     gram_linear_backward_left_kernel,
@@ -23,11 +24,12 @@ SCRATCH = 2**24  # bytes of W D G D at a time, so few that the cache of a GPU st
 
 def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
-    return {
+    meta = {
         2: {"BLOCK": 64, "BLOCK_R": 32, "num_warps": 4 if align >= 4 else 8, "num_stages": 3},
         4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 4 if align == 16 else 8, "num_stages": 3 if align >= 4 else 2},
         8: {"BLOCK": 32, "BLOCK_R": 16, "num_warps": 4, "num_stages": 2},
     }[dtype.itemsize]
+    return meta | NO_SPILLS if meta["num_warps"] == 8 else meta
 
 
 def samples_per_program(batch: int, tiles: int) -> int:
@@ -56,7 +58,8 @@ def _stride(gram: Tensor) -> int:
 
 def _constants(gram: Tensor, n: int, O: int) -> dict:
     aligned = {"ALIGN_N": alignment(n), "ALIGN_O": alignment(O)}
-    return {"DOT": dot_type(gram.dtype), **aligned, **blocks(gram.dtype, alignment(n, O))}
+    products = {"DOT": dot_type(gram.dtype), "PRECISION": dot_precision(gram.dtype)}
+    return {**products, **aligned, **blocks(gram.dtype, alignment(n, O))}
 
 
 def _tiles(size: int, meta: dict) -> int:

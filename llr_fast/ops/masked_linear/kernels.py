@@ -52,8 +52,8 @@ def store_by_sample(p_sums, b_value, o_b, tile, K, B, o_column, columns, STATIST
 @triton.jit
 def masked_linear_kernel(
     p_tangents, p_slope, p_weight, p_out, p_stat, K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_O outputs of BLOCK_R rows; row b * K + k is direction k of sample b.
 
@@ -78,7 +78,7 @@ def masked_linear_kernel(
         b_masked = load_wide(p_rows + o_i[None, :], m_tile, b_out) * load_wide(p_slopes + o_i[None, :], m_tile, b_out)
         p_tile = p_weight + o_i[:, None].to(tl.int64) * O + o_o[None, :]
         b_weight = tl.load(p_tile, mask=(o_i < I)[:, None] & m_o[None, :], other=0.0)
-        b_out = add_product(b_out, b_masked, b_weight, DOT)
+        b_out = add_product(b_out, b_masked, b_weight, DOT, PRECISION)
     if p_out is not None:
         tl.store(p_out + ((o_k * samples + o_b) * O)[:, None] + o_o[None, :], b_out, mask=m_row[:, None] & m_o[None, :])
     b_measure = rounded(measure(b_out, STATISTIC), m_row[:, None])
@@ -94,7 +94,7 @@ def masked_linear_kernel(
 def tangents_gradient(
     tile, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
     K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, BLOCK: tl.constexpr, STEP_O: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP_O: tl.constexpr,
 ):  # fmt: skip
     """A tile of p_d_tangents [K, B, I], and what it adds to p_d_slope [slots, B, I] or None."""
     samples = tl.cast(B, tl.int64)
@@ -110,7 +110,7 @@ def tangents_gradient(
         )  # fmt: skip
         p_weights = p_weight + o_o[:, None].to(tl.int64) * I + o_i[None, :]
         b_weight = tl.load(p_weights, mask=(o_o[:, None] < O) & m_i[None, :], other=0.0)
-        b_d_masked = add_product(b_d_masked, b_gradient, b_weight, DOT)
+        b_d_masked = add_product(b_d_masked, b_gradient, b_weight, DOT, PRECISION)
     m_tile = m_row[:, None] & m_i[None, :]
     b_slope = load_wide(p_slope + (o_b * I)[:, None] + o_i[None, :], m_tile, b_d_masked)
     p_tile = p_d_tangents + ((o_k * samples + o_b) * I)[:, None] + o_i[None, :]
@@ -125,7 +125,8 @@ def tangents_gradient(
 def weight_gradient(
     first_row, rows, tile_o, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight,
     K, B, I, O, stride_k, stride_b,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, BLOCK: tl.constexpr, STEP_R: tl.constexpr, ROW_STAGES: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP_R: tl.constexpr,
+    ROW_STAGES: tl.constexpr,
 ):  # fmt: skip
     """A tile of p_d_weight [O, I], summed over `rows` rows: so few that 32 bits count them and divide faster."""
     samples = tl.cast(B, tl.int64)
@@ -143,7 +144,7 @@ def weight_gradient(
             p_d_out, p_d_stat, p_out, p_first, (o_k * samples + o_b) * O + o_o[None, :], o_b * O + o_o[None, :],
             o_k, m_row & m_o[None, :], b_d_weight, STATISTIC,
         )  # fmt: skip
-        b_d_weight = add_product(b_d_weight, tl.trans(b_gradient.to(DOT)), b_masked, DOT)
+        b_d_weight = add_product(b_d_weight, tl.trans(b_gradient.to(DOT)), b_masked, DOT, PRECISION)
     p_tile = p_d_weight + o_o[:, None].to(tl.int64) * I + o_i
     tl.store(p_tile, b_d_weight, mask=m_o[:, None] & m_i)
 
@@ -152,7 +153,7 @@ def weight_gradient(
 def masked_linear_backward_kernel(
     p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope, p_d_weight,
     K, B, I, O, stride_k, stride_b, part_tiles,
-    STATISTIC: tl.constexpr, DOT: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
+    STATISTIC: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
     BLOCK: tl.constexpr, STEP_O: tl.constexpr, STEP_R: tl.constexpr, ROW_STAGES: tl.constexpr,
 ):  # fmt: skip
     """All gradients; rows are numbered as in the forward kernel. p_d_weight is [parts, O, I] or None.
@@ -175,11 +176,11 @@ def masked_linear_backward_kernel(
                 first * BLOCK, tl.minimum(tiles * BLOCK, rows - first * BLOCK).to(tl.int32),
                 (tile - tiles).to(tl.int32), tile_i,
                 p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_d_weight + part * O * I,
-                K, B, I, O, stride_k, stride_b, STATISTIC, DOT, BLOCK, STEP_R, ROW_STAGES,
+                K, B, I, O, stride_k, stride_b, STATISTIC, DOT, PRECISION, BLOCK, STEP_R, ROW_STAGES,
             )  # fmt: skip
             return
         tile += first
     tangents_gradient(
         tile, tile_i, p_d_out, p_d_stat, p_out, p_first, p_tangents, p_slope, p_weight, p_d_tangents, p_d_slope,
-        K, B, I, O, stride_k, stride_b, STATISTIC, DOT, BLOCK, STEP_O,
+        K, B, I, O, stride_k, stride_b, STATISTIC, DOT, PRECISION, BLOCK, STEP_O,
     )  # fmt: skip

@@ -25,9 +25,9 @@ def load_wide(p_tile, m_tile, like):
 
 
 @triton.jit
-def add_product(b_sum, b_left, b_right, DOT: tl.constexpr):
-    """b_sum + b_left @ b_right, with the precision of its type: float32 is not cut to TF32."""
-    return tl.dot(b_left.to(DOT), b_right.to(DOT), b_sum, input_precision="ieee", out_dtype=b_sum.dtype)
+def add_product(b_sum, b_left, b_right, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """b_sum + b_left @ b_right. PRECISION is that of products of float32, as `dot_precision` says."""
+    return tl.dot(b_left.to(DOT), b_right.to(DOT), b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
 
 
 def alignment(*sizes: int) -> int:
@@ -43,3 +43,12 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
     if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
         return tl.float32
     return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}.get(dtype, tl.float64)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How operands are multiplied: float32 in TF32 where torch's own products are, which certificates never are.
+
+    That is what torch.set_float32_matmul_precision says, and `llr_fast.precision` for the time of a certificate.
+    """
+    is_cut = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if is_cut and not torch.version.hip else "ieee"

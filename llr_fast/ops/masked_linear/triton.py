@@ -9,28 +9,32 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
+from ..common.registers import NO_SPILLS
 from .kernels import masked_linear_backward_kernel, masked_linear_kernel
-from .tiles import alignment, dot_type
+from .tiles import alignment, dot_precision, dot_type
 
 
 def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Tile of rows and outputs, and the inputs taken at a time, for rows of this alignment."""
     rows = 128 if align == 16 else 64
-    return {
+    meta = {
         2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 32, "num_warps": 4 if align == 16 else 8, "num_stages": 4},
         4: {"BLOCK_R": rows, "BLOCK_O": 64 if align >= 4 else 32, "BLOCK_I": 16, "num_warps": 8, "num_stages": 2},
         8: {"BLOCK_R": 32, "BLOCK_O": 32, "BLOCK_I": 16, "num_warps": 4, "num_stages": 3},
     }[dtype.itemsize]
+    return NO_SPILLS | meta
 
 
 def backward_blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles of both gradients, and the outputs and rows that they sum at a time, for rows of this alignment."""
-    warps, step_o = 4 if align == 16 else 8, 16 if align >= 4 else 8
-    return {
+    # Loads of single numbers take so many registers that none are left to load ahead.
+    warps, stages = 4 if align == 16 else 8, 2 if align >= 4 else 1
+    meta = {
         2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": warps, "num_stages": 2},
-        4: {"BLOCK": 64, "STEP_O": step_o, "STEP_R": 32, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 2},
+        4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": 32, "ROW_STAGES": stages, "num_warps": 8, "num_stages": stages},
         8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 3},
     }[dtype.itemsize]
+    return NO_SPILLS | meta
 
 
 def parts(rows: int, tiles: int) -> int:
@@ -66,7 +70,8 @@ def _constants(tangents: Tensor, weight: Tensor, statistic: str) -> dict:
     # In float64 the product would spill registers for it.
     known = tangents.dtype != torch.float64
     aligned = {"ALIGN_I": alignment(I) if known else 1, "ALIGN_O": alignment(O) if known else 1}
-    return {"STATISTIC": statistic, "DOT": dot_type(tangents.dtype), **aligned}
+    products = {"DOT": dot_type(tangents.dtype), "PRECISION": dot_precision(tangents.dtype)}
+    return {"STATISTIC": statistic, **products, **aligned}
 
 
 def launch_masked_linear(

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
+from ..common.registers import NO_SPILLS
 from .kernels import (
     tangent_activation_backward_kernel,
     tangent_activation_kernel,
@@ -18,7 +19,7 @@ def blocks(directions: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles of 8 KiB, [BLOCK_K, BLOCK_N], wide where there are few directions."""
     block_k = 1 if directions == 1 else 4 if directions <= 4 else 16
     warps = 8 if dtype == torch.float64 else 4
-    return {"BLOCK_K": block_k, "BLOCK_N": 8192 // dtype.itemsize // block_k, "num_warps": warps}
+    return NO_SPILLS | {"BLOCK_K": block_k, "BLOCK_N": 8192 // dtype.itemsize // block_k, "num_warps": warps}
 
 
 def _layout(tangents: Tensor, slope: Tensor) -> tuple[Tensor, int, int]:
