@@ -47,8 +47,8 @@ class Probe:
         few = sum(layer.z.numel() for layer in frozen.layers) <= FEW
         like = torch.empty(0, dtype=frozen.coarse, device=frozen.x.device)
         direction = sketch.draw(q, frozen.x.shape, like, generator)
-        coarse = None if few or frozen.coarse == torch.float64 else Backward(frozen, direction)
-        return Probe(Backward(frozen, direction.double()), coarse)
+        coarse = None if few or frozen.coarse == torch.float64 else Backward(frozen, direction[None])
+        return Probe(Backward(frozen, direction.double()[None]), coarse)
 
     @property
     def still(self) -> list[Tensor]:
@@ -57,7 +57,7 @@ class Probe:
 
     def attempts(self) -> Iterator[tuple[torch.dtype, float]]:
         """Precisions and scales to measure in, in turn."""
-        if self.coarse is not None and all(tangents.isfinite().all() for tangents in self.coarse.tangents):
+        if self.coarse is not None and _all([tangents.isfinite() for tangents in self.coarse.tangents]):
             yield torch.float32, 1.0
         yield from ((torch.float64, scale) for scale in _SCALES)
 
@@ -110,22 +110,27 @@ def exact_norms(frozen: Frozen, probe: Probe, q: float, chain: Chain | None) -> 
     if chain is not None:
         still = probe.still
         found, bounds = chain.norms(torch.float64, 1.0)
-        if all(_are_sharp(*layer) for layer in zip(found, bounds, still, strict=True)):
+        if _are_sharp(found, bounds, still):
             return [norms.masked_fill(none, 0) for norms, none in zip(found, still, strict=True)]
     found = in_range(lambda dtype, scale: frozen.over_axes(q, dtype, scale), Probe(probe.fine, None))
-    for norms in found:
-        check_gradients(norms)
+    check_gradients(found)
     return found
 
 
-def _are_sharp(norms: Tensor, bounds: Tensor, still: Tensor) -> bool:
+def _all(conditions: list[Tensor]) -> bool:
+    """Whether all entries of all tensors are true, read at once."""
+    return bool(torch.stack([condition.all() for condition in conditions]).all())
+
+
+def _are_sharp(norms: list[Tensor], bounds: list[Tensor], still: list[Tensor]) -> bool:
     """Whether rounding has no part in the norms [B, n] of neurons that are not `still`, or little."""
-    sharp = (bounds - norms <= _CANCELLED * norms) | still
-    return bool(sharp.all()) and _has_square(norms, still, *_RANGE[torch.float64])
+    layers = zip(norms, bounds, still, strict=True)
+    sharp = _all([(bound - norm <= _CANCELLED * norm) | none for norm, bound, none in layers])
+    return sharp and all(_have_squares(norms, still, *_RANGE[torch.float64]))
 
 
-def check_gradients(norms: Tensor) -> None:
-    if not norms.isfinite().all():
+def check_gradients(norms: list[Tensor]) -> None:
+    if not _all([of_layer.isfinite() for of_layer in norms]):
         raise ValueError("model: expected gradients within the range of float64, got NaN or infinite ones")
 
 
@@ -140,7 +145,7 @@ def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Ten
     found: dict[int, Tensor] = {}
     for dtype, scale in probe.attempts():
         measured = measure(dtype, scale)
-        usable = [i for i, numbers in enumerate(measured) if _has_square(numbers, still[i], *_RANGE[dtype])]
+        usable = [i for i, has in enumerate(_have_squares(measured, still, *_RANGE[dtype])) if has]
         if dtype == torch.float32 and len(usable) < len(measured):
             continue
         if enlarged:
@@ -153,10 +158,16 @@ def in_range(measure: Measure, probe: Probe, enlarged: bool = False) -> list[Ten
     return [found[i].masked_fill(none, 0) for i, none in enumerate(still)]
 
 
-def _has_square(measured: Tensor, still: Tensor, low: float, high: float) -> bool:
-    """Whether in every sample the largest number of the neurons [B, n] that are not `still` lies within the range."""
-    largest = measured.amax(1)
-    if ((largest > low) & (largest < high)).all():
-        return True
-    largest = measured.masked_fill(still, 0).amax(1)
-    return bool((((largest > low) & (largest < high)) | still.all(1)).all())
+def _have_squares(measured: list[Tensor], still: list[Tensor], low: float, high: float) -> list[bool]:
+    """For each layer whether the largest number of neurons [B, n] that are not `still` has a square, in all samples."""
+
+    def within(numbers: list[Tensor]) -> Tensor:
+        largest = torch.stack([of_layer.amax(1) for of_layer in numbers])
+        return (largest > low) & (largest < high)
+
+    found: list[bool] = within(measured).all(1).tolist()
+    if not all(found):
+        moving = [of_layer.masked_fill(none, 0) for of_layer, none in zip(measured, still, strict=True)]
+        nothing = torch.stack([none.all(1) for none in still])
+        found = (within(moving) | nothing).all(1).tolist()
+    return found

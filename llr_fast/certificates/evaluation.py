@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may 
 CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
 ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk begins with
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
+LAUNCH_BUDGET = 2**21  # bytes up to which an operation takes as long as its call
+_PART_OF_FREE = 8  # of a GPU's free memory; what the estimates leave out, the caller's own work and libraries need some
 
 
 def check(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "x") -> None:
@@ -65,9 +68,11 @@ def layers_of(
 
 
 def _check_finite(found: list[Layer]) -> None:
+    # A sum takes a fraction of the time, and is finite only where all terms are.
+    if not found or torch.stack([layer.z.sum() for layer in found]).isfinite().all():
+        return
     for layer in found:
-        # A sum takes a fraction of the time, and is finite only where all terms are.
-        if not (layer.z.sum().isfinite() or layer.z.isfinite().all()):
+        if not layer.z.isfinite().all():
             raise ValueError(
                 f"model: expected finite values of all neurons, got NaN or infinite ones in {layer.name!r}"
             )
@@ -94,11 +99,43 @@ def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
     return torch.promote_types(model_dtype(model, x), torch.float32)
 
 
-def directions_at_once(entries: int, dtype: torch.dtype) -> int:
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that the tangents of an evaluation may take, in all and up to where more at a time gains nothing."""
+
+    memory: int
+    chunk: int
+    part: int
+
+    @staticmethod
+    def of(device: torch.device) -> Budget:
+        """On a CPU what its caches make best, on a GPU a part of the free memory, as few large calls are fastest there.
+
+        A power of 2, so that it is mostly the same in the next run, and with it the order of sums.
+        """
+        if device.type != "cuda":
+            return Budget(MEMORY_BUDGET, CHUNK_BUDGET, CACHE_BUDGET)
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        memory = 1 << max(1, free // _PART_OF_FREE).bit_length() - 1
+        return Budget(memory, memory, memory)
+
+
+def directions_at_once(entries: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many directions at a time stay within the budget if one has `entries` tangents in memory at a time."""
-    copies = 4 if dtype.itemsize < 8 else 10  # incoming and outgoing tangents; float64 convolutions unfold their input
-    size = entries * dtype.itemsize * copies
-    return max(1, min(MEMORY_BUDGET // size, max(ENOUGH_DIRECTIONS, CHUNK_BUDGET // size)))
+    budget, size = Budget.of(device), entries * _bytes_of_tangent(dtype)
+    return max(1, min(budget.memory // size, max(ENOUGH_DIRECTIONS, budget.chunk // size)))
+
+
+def gradients_at_once(entries: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many neurons of a sample to back-propagate at a time if that keeps `entries` tangents for each."""
+    budget, size = Budget.of(device), max(1, entries) * _bytes_of_tangent(dtype)
+    return max(1, (LAUNCH_BUDGET if device.type != "cuda" else budget.part) // size)
+
+
+def _bytes_of_tangent(dtype: torch.dtype) -> int:
+    """Incoming and outgoing tangents; float64 convolutions unfold their input."""
+    return dtype.itemsize * (4 if dtype.itemsize < 8 else 10)
 
 
 def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
@@ -110,7 +147,8 @@ def samples_at_once(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
     except ValueError:  # of a model that takes no other batch than this
         neurons = _neurons(model, x, dtype) // x.size(0)
     bytes_per_neuron = 96  # value, piece, slope, tangents in two precisions and bounds, and what sorting takes
-    return max(1, min(MEMORY_BUDGET, CACHE_BUDGET) // (max(1, neurons) * bytes_per_neuron))
+    budget = Budget.of(x.device)
+    return max(1, min(budget.memory, budget.part) // (max(1, neurons) * bytes_per_neuron))
 
 
 def _neurons(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int:

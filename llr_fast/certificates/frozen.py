@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llr_fast import norms
-from llr_fast.certificates.evaluation import directions_at_once, layers_of, tangent_dtype
+from llr_fast.certificates.evaluation import directions_at_once, gradients_at_once, layers_of, tangent_dtype
 from llr_fast.linearized.directions import Directions, axes
 from llr_fast.linearized.gram import Chain, chain_of
 from llr_fast.linearized.layers import Layer
@@ -95,7 +95,12 @@ class Frozen:
 
     def _directions_at_once(self, dtype: torch.dtype, entries: int = 0) -> int:
         """What keeps the tangents of the widest layer within the budget, with `entries` where directions are made."""
-        return directions_at_once(max((layer.z.numel() for layer in self.layers), default=1) + entries, dtype)
+        widest = max((layer.z.numel() for layer in self.layers), default=1)
+        return directions_at_once(widest + entries, dtype, self.x.device)
+
+    def gradients_at_once(self, dtype: torch.dtype) -> int:
+        """Of how many neurons of each sample a pass back to the input should find the gradients."""
+        return gradients_at_once(sum(layer.z.numel() for layer in self.layers), dtype, self.x.device)
 
 
 @torch.inference_mode(False)
@@ -113,25 +118,54 @@ def freeze(model: nn.Module, x: Tensor, dtype: torch.dtype, compared: bool = Tru
 
 
 class Backward:
-    """The network's derivatives along one direction [B, ...], in the dtype of that, and gradients of chosen neurons.
+    """The network's derivatives along directions [W, B, ...], in their dtype, and gradients of chosen neurons.
 
-    A tangent is linear in the direction, so its derivative by the direction is the neuron's gradient, whatever the
-    direction: the backward passes run through the frozen pattern and need no graph of the values.
+    A tangent is linear in its direction, so its derivative by the direction is the neuron's gradient, whatever the
+    direction: the backward passes run through the frozen pattern and need no graph of the values. Of each sample one
+    pass gives the gradients of up to W neurons.
     """
 
-    def __init__(self, frozen: Frozen, direction: Tensor) -> None:
+    def __init__(self, frozen: Frozen, directions: Tensor) -> None:
+        self._frozen = frozen
         with torch.inference_mode(False), torch.enable_grad():
-            self.direction = direction.clone().unsqueeze(0).requires_grad_()
-            self.tangents = [tangents[0] for tangents in frozen.tangents(Directions(self.direction))]
+            self.directions = directions.clone().requires_grad_()
+            self._tangents = frozen.tangents(Directions(self.directions))
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.directions)
+
+    @property
+    def tangents(self) -> list[Tensor]:
+        """For each layer the tangents [B, n] along the first directions."""
+        return [tangents[0] for tangents in self._tangents]
+
+    def at(self, part: Frozen, rows: Tensor) -> Backward:
+        """The same of the network around the samples `rows` alone."""
+        return Backward(part, self.directions[:, rows].detach())
+
+    def wider(self, width: int) -> Backward:
+        """With up to `width` directions, where so many neurons cost little more than one."""
+        width = min(width, self._frozen.gradients_at_once(self.directions.dtype))
+        if width <= self.width:
+            return self
+        return Backward(self._frozen, self.directions[:1].detach().expand(width, *self.directions.shape[1:]))
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def gradient(self, layer: Tensor, neuron: Tensor) -> Tensor:
-        """[B, ...]: for each sample the gradient of its neuron `neuron` [B] in layer `layer` [B], none where -1."""
-        total = self.direction.sum() * 0
-        for index in layer.unique().tolist():
-            rows = (layer == index).nonzero().squeeze(1)
+    def gradients(self, layer: Tensor, neuron: Tensor, layers: Collection[int]) -> Tensor:
+        """[B, C, ...]: for each sample the gradients of its neurons `neuron` [B, C] in the layers `layer` [B, C].
+
+        None where the layer is -1; C <= W. `layers` are those that there are, and maybe others.
+        """
+        total = self.directions.sum() * 0
+        layer, neuron = layer.t(), neuron.t()
+        for index in sorted(layers):
             if index >= 0:
-                total = total + self.tangents[index][rows, neuron[rows]].sum()
+                here = layer == index
+                chosen = self._tangents[index][: len(layer)].gather(2, neuron.where(here, 0).unsqueeze(2)).squeeze(2)
+                total = total + chosen.where(here, 0).sum()
         with full_precision, torch.autocast(total.device.type, enabled=False):  # which reach into backward passes too
-            return torch.autograd.grad(total, self.direction, retain_graph=True)[0][0]
+            found: Tensor = torch.autograd.grad(total, self.directions, retain_graph=True)[0]
+        return found[: len(layer)].transpose(0, 1)

@@ -14,8 +14,8 @@ from llr_fast.certificates.frozen import Backward, Frozen, freeze
 from llr_fast.ops.margin_reduce import smallest_bounds
 
 CANDIDATES = 64  # neurons that are sorted at a time
+FEW, MANY = 16, 8  # after so many neurons of a sample, one at a time, so many at a time are back-propagated
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
-Computed = list[tuple[Tensor, Tensor, Tensor, Tensor]]  # rows, layer, neuron and norm of what was back-propagated
 _COARSE = 1e-3  # relative error, far more than there is, of coarse norms that are not mostly rounding
 
 
@@ -27,6 +27,16 @@ class Nearest:
     layer: Tensor
     neuron: Tensor
     gradient: Tensor
+
+
+@dataclass
+class Computed:
+    """Neurons that were back-propagated: the samples [R], and for each of them C layers, neurons and norms [R, C]."""
+
+    rows: Tensor
+    layer: Tensor
+    neuron: Tensor
+    norm: Tensor
 
 
 @torch.no_grad()
@@ -43,58 +53,80 @@ def nearest(model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe
 
 def _verify(
     model: nn.Module, frozen: Frozen, bounds: list[Tensor], backward: Backward, q: float
-) -> tuple[Nearest, Computed]:
+) -> tuple[Nearest, list[Computed]]:
     """Ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
-    In each pass every undecided sample back-propagates its own next neuron.
+    In each pass every undecided sample back-propagates its own next neuron, or its next few.
     """
     x, distances = frozen.x, frozen.distances
-    computed: Computed = []
-    best = _nothing(x.to(backward.direction.dtype), distances[0])
+    computed: list[Computed] = []
+    best = _nothing(x.to(backward.directions.dtype), distances[0])
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
-        lowest, layer, neuron = (found.t() for found in smallest_bounds(distances, bounds, CANDIDATES))
-        for ratio_at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
-            undecided = (ratio_at_least < best.value).nonzero().squeeze(1)
+        lowest, layer, neuron = smallest_bounds(distances, bounds, CANDIDATES)
+        distance, layers = entries(distances, layer, neuron), layer.tolist()
+        first = 0
+        while first < lowest.size(1):
+            undecided = (lowest[:, first] < best.value).nonzero().squeeze(1)
             if not undecided.numel():
-                return best, computed
+                return best, _checked(computed)
             if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
                 part = freeze(model, x[undecided], distances[0].dtype, compared=False)
-                rows, backward = undecided, Backward(part, backward.direction[0, _places(rows, undecided)].detach())
-            gradient = backward.gradient(at_layer[rows], at_neuron[rows])
-            norm = norms.norm(gradient, q)
-            if norm.dtype == torch.float64:
-                check_gradients(norm)
-            ratio = entries(distances, at_layer, at_neuron)[rows] / norm.to(best.value.dtype)
-            found = Nearest(ratio.masked_fill(norm == 0, math.inf), at_layer[rows], at_neuron[rows], gradient)
-            _keep_smaller(best, rows, found)
-            computed.append((rows, found.layer, found.neuron, norm))
-        bounds = [_without(of_layer, layer == index, neuron) for index, of_layer in enumerate(bounds)]
+                rows, backward = undecided, backward.at(part, torch.searchsorted(rows, undecided))
+            if len(computed) == FEW:
+                backward = backward.wider(MANY)
+            some = slice(first, first + backward.width)
+            present = {index for row in layers for index in row[some]}
+            gradient = backward.gradients(layer[rows, some], neuron[rows, some], present)
+            norm = norms.norm(gradient.flatten(0, 1), q).view(gradient.shape[:2])
+            computed.append(Computed(rows, layer[rows, some], neuron[rows, some], norm))
+            ratio = (distance[rows, some] / norm.to(best.value.dtype)).where(norm > 0, math.inf)
+            _keep_smallest(best, computed[-1], ratio, gradient)
+            first += backward.width
+        bounds = [without(of_layer, layer == index, neuron) for index, of_layer in enumerate(bounds)]
 
 
-def _places(rows: Tensor, part: Tensor) -> Tensor:
-    """Where the rising numbers `part` are among the rising numbers `rows`."""
-    return torch.searchsorted(rows, part)
+def _checked(computed: list[Computed]) -> list[Computed]:
+    """What was back-propagated in float64, if its gradients are numbers."""
+    if computed and computed[0].norm.dtype == torch.float64:
+        check_gradients([found.norm for found in computed])
+    return computed
 
 
-def _tightened(bounds: list[Tensor], computed: Computed, probe: Probe) -> list[Tensor]:
+def _tightened(bounds: list[Tensor], computed: list[Computed], probe: Probe) -> list[Tensor]:
     """The bounds [B, n], with those of neurons whose coarse norms were computed as these, and their rounding, allow."""
+    if not computed:
+        return bounds
     rounding = torch.stack(probe.rounding(bounds, torch.float32), 1).double()
-    for rows, layer, neuron, norm in computed:
-        bound = (norm.double() * (1 + _COARSE) + rounding[rows, layer]).nan_to_num(nan=math.inf)
-        for index in layer.unique().tolist():
-            here = layer == index
-            bounds[index][rows[here], neuron[here]] = bound[here].to(bounds[index].dtype)
-    return bounds
+    row = torch.cat([found.rows[:, None].expand_as(found.layer).flatten() for found in computed])
+    layer, neuron, norm = (
+        torch.cat([getattr(found, name).flatten() for found in computed]) for name in ("layer", "neuron", "norm")
+    )
+    bound = (norm.double() * (1 + _COARSE) + rounding[row, layer]).nan_to_num(nan=math.inf)
+    tightened = []
+    for index, of_layer in enumerate(bounds):
+        here = layer == index
+        place = (row * of_layer.size(1) + neuron).where(here, 0)
+        found = bound.where(here, math.inf).to(of_layer.dtype)
+        tightened.append(of_layer.flatten().scatter_reduce(0, place, found, "amin").view_as(of_layer))
+    return tightened
 
 
 def entries(parts: list[Tensor], layer: Tensor, neuron: Tensor) -> Tensor:
-    """[B]: for each sample the entry `neuron` [B] of part `layer` [B], zero where the layer is -1."""
-    chosen = torch.zeros_like(parts[0][:, 0])
+    """For each sample its entries `neuron` of the parts [B, n] `layer`, both [B] or [B, C]; zero where that is -1."""
+    if layer.dim() == 1:
+        return entries(parts, layer[:, None], neuron[:, None])[:, 0]
+    chosen = parts[0].new_zeros(layer.shape)
     for index, part in enumerate(parts):
-        rows = (layer == index).nonzero().squeeze(1)
-        chosen[rows] = part[rows, neuron[rows]]
+        here = layer == index
+        chosen = torch.where(here, part.gather(1, neuron.where(here, 0)), chosen)
     return chosen
+
+
+def without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
+    """The bounds [B, n] with zero, which never bounds a region, at the neurons [B, C] that are in this layer."""
+    zero = torch.zeros_like(neuron, dtype=bounds.dtype).where(here, math.inf)
+    return bounds.scatter_reduce(1, neuron.where(here, 0), zero, "amin")
 
 
 def _nothing(x: Tensor, like: Tensor) -> Nearest:
@@ -103,17 +135,13 @@ def _nothing(x: Tensor, like: Tensor) -> Nearest:
     return Nearest(value, layer, neuron, torch.zeros_like(x))
 
 
-def _keep_smaller(best: Nearest, rows: Tensor, found: Nearest) -> None:
-    """Takes over what was found for the samples `rows` where it is nearer."""
-    nearer = found.value < best.value[rows]
-    rows = rows[nearer]
-    best.value[rows], best.gradient[rows] = found.value[nearer], found.gradient[nearer]
-    best.layer[rows], best.neuron[rows] = found.layer[nearer], found.neuron[nearer]
-
-
-def _without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
-    """The bounds [B, n] with zero, which never bounds a region, at the neurons [C, B] that are in this layer."""
-    candidate, row = here.nonzero(as_tuple=True)
-    bounds = bounds.clone()
-    bounds[row, neuron[candidate, row]] = 0
-    return bounds
+def _keep_smallest(best: Nearest, found: Computed, ratio: Tensor, gradient: Tensor) -> None:
+    """Takes over the nearest of the neurons that were found, [B, C], where it is nearer."""
+    rows, (value, place) = found.rows, ratio.min(1)
+    nearer = value < best.value[rows]
+    here = torch.arange(rows.numel(), device=rows.device), place
+    best.value[rows] = value.where(nearer, best.value[rows])
+    best.layer[rows] = found.layer[here].where(nearer, best.layer[rows])
+    best.neuron[rows] = found.neuron[here].where(nearer, best.neuron[rows])
+    mask = nearer.view(-1, *[1] * (gradient.dim() - 2))
+    best.gradient[rows] = gradient[here].where(mask, best.gradient[rows])

@@ -67,20 +67,20 @@ def joint_bounds(
     parts to the magnitudes of distances (powers of 2), and in each to its neurons. So the few neurons near their kinks,
     among which the margin is decided, get tighter bounds than by equal parts for all: half as many have to be verified.
     """
-    exponents = [torch.frexp(distance).exponent for distance in distances]
-    last = max((int(exponent.max()) for exponent in exponents if exponent.numel()), default=0)
-    magnitudes = [(last - exponent).clamp_max(_MAGNITUDES - 1) for exponent in exponents]
+    exponent = torch.frexp(torch.cat(distances, 1)).exponent
+    magnitude = (exponent.max() - exponent).clamp_max(_MAGNITUDES - 1)
     # Of a batch, the sample that has most neurons of a magnitude decides, so that one table serves all.
-    most = torch.stack([_counts(magnitude) for magnitude in magnitudes]).sum(0).amax(0).tolist()
+    most = _counts(magnitude).amax(0).tolist()
     parts = sum(count > 0 for count in most)
     levels = [failure_probability / (parts * max(1, count)) for count in most]
     quantiles = statistics[0].new_tensor([quantile(q, directions, level) for level in levels])
+    magnitudes = magnitude.split([s.size(1) for s in statistics], 1)
     pairs = zip(statistics, magnitudes, strict=True)
-    return [upper_bound(s, q, directions, quantiles.index_select(0, m.flatten()).view(m.shape)) for s, m in pairs]
+    return [upper_bound(s, q, directions, quantiles[m]) for s, m in pairs]
 
 
 def _counts(magnitude: Tensor) -> Tensor:
-    """[B, _MAGNITUDES]: how many of the neurons [B, n] of each sample have each magnitude."""
+    """[B, _MAGNITUDES]: how many of the neurons [B, N] of each sample have each magnitude."""
     row = _MAGNITUDES * torch.arange(len(magnitude), device=magnitude.device, dtype=magnitude.dtype)
     flat = (magnitude + row[:, None]).flatten()
     return flat.bincount(minlength=_MAGNITUDES * len(magnitude)).view(-1, _MAGNITUDES)

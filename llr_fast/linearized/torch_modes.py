@@ -37,7 +37,8 @@ def as_written(function: F) -> F:
 
 def refuse_export(name: str) -> None:
     """Raises where a trace is made to be saved."""
-    if torch.compiler.is_exporting():
+    # The flag itself: Dynamo of torch 2.11 takes is_exporting() for true in every trace.
+    if torch.compiler._is_exporting_flag:
         raise RuntimeError(f"{name} is no part of an exported program: export the model, which a loss has in .model")
 
 

@@ -104,7 +104,7 @@ class TrainingStep:
         if size <= cost.AFFORDABLE_PASSES:
             return self.squares_along(axes(x, 0, size, x.dtype))
         # Unlike a certificate, the backward pass needs the tangents of all layers at once, next to the axes themselves.
-        chunk = evaluation.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype)
+        chunk = evaluation.directions_at_once(sum(layer.neurons for layer in self.layers) + size, x.dtype, x.device)
 
         def squares(start: int) -> list[Tensor]:
             return self.squares_along(axes(x, start, min(start + chunk, size), x.dtype))

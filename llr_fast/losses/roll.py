@@ -93,7 +93,11 @@ class ROLLLoss(Loss):
         check_model(model)
         check_generator(generator)
         self.model, self.estimator, self.samples, self.generator = model, estimator, samples, generator
-        self._schedule, self._takes_all, self._clock = torch.zeros(3, dtype=torch.float64, device="cpu"), True, Clock()
+        self._schedule, self._takes_all, self._clock = (
+            torch.zeros(3, dtype=torch.float64, device="cpu"),
+            True,
+            Clock(self),
+        )
         self.lam, self.C, self.gamma, self.every = lam, C, gamma, every
         self._exact_passes: float | None = None  # what a first step of "auto" costs exactly
         self._activations: int | None = None  # of the step before
@@ -128,7 +132,7 @@ class ROLLLoss(Loss):
         """
         if torch.compiler.is_compiling():
             refuse_export("ROLLLoss")
-            return self._scheduled(x, functools.partial(evaluated, self, self._schedule))
+            return self._scheduled(x, functools.partial(evaluated, self, self._clock.key, self._schedule))
         self._check_schedule()  # options may change between steps
         check_not_distributed(self.model)
         check_input(self.model, x)

@@ -13,6 +13,7 @@ from llr_fast import norms
 from llr_fast.certificates import bounds, evaluation, sketch
 from llr_fast.certificates.bounds import Probe
 from llr_fast.certificates.frozen import Backward, Frozen, freeze
+from llr_fast.certificates.search import MANY
 from llr_fast.checks import check_choice, check_count, check_generator, check_range
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.torch_modes import as_written
@@ -134,10 +135,13 @@ def _verified(frozen: Frozen, backward: Backward, bound: Tensor, radius: float, 
     place_of = torch.cat([torch.arange(layer.z.size(1), device=x.device) for layer in layers])
     candidates = [row.nonzero().squeeze(1) for row in _within(distance, bound, radius)]
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    columns = pad_sequence(candidates, batch_first=True, padding_value=-1).t()
-    for neuron in tqdm(columns, desc="neurons near the point", delay=PATIENCE, disable=not progress):
+    columns = pad_sequence(candidates, batch_first=True, padding_value=-1)
+    backward = backward.wider(min(MANY, columns.size(1)))
+    parts = columns.split(backward.width, 1)
+    for neuron in tqdm(parts, desc="neurons near the point", delay=PATIENCE, disable=not progress):
         none = neuron < 0
-        gradient = backward.gradient(layer_of[neuron].masked_fill(none, -1), place_of[neuron])
-        near = distance.gather(1, neuron.clamp_min(0)[:, None]).squeeze(1)
-        count += _within(near, norms.norm(gradient, q), radius) & ~none
+        layer = layer_of[neuron].masked_fill(none, -1)
+        gradient = backward.gradients(layer, place_of[neuron], layer.unique().tolist())
+        norm = norms.norm(gradient.flatten(0, 1), q).view(neuron.shape)
+        count += (_within(distance.gather(1, neuron.clamp_min(0)), norm, radius) & ~none).sum(1)
     return count

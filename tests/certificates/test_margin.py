@@ -478,7 +478,8 @@ def test_candidates_of_float32_are_not_dropped_below_their_norms(monkeypatch):
         llr_fast.margin(model, x, p, method="search")
         bounds, computed = seen[-1]
         assert computed
-        for rows, layers, neurons, _ in computed:
-            for row, layer, neuron in zip(rows.tolist(), layers.tolist(), neurons.tolist()):
+        for found in computed:
+            rows = found.rows[:, None].expand_as(found.layer)
+            for row, layer, neuron in zip(*(t.flatten().tolist() for t in (rows, found.layer, found.neuron))):
                 norm = norms[layer][row, neuron]
                 assert norm <= bounds[layer][row, neuron] <= 1.01 * norm + 1e-4

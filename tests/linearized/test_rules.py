@@ -482,6 +482,10 @@ def same(got: Tensor, expected: Tensor):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
+if torch.__version__.startswith("2.11."):
+    del ROWS["aminmax"]  # of which autograd has no derivative there
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rule(name):
     model, x = Fragment(ROWS[name]), inputs(ROWS[name])

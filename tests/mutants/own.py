@@ -59,8 +59,8 @@ OWN = (
     Mutant(
         "rows-of-the-whole",
         "llr_fast/certificates/search.py",
-        "entries(distances, at_layer, at_neuron)[rows] / norm",
-        "entries(distances, at_layer, at_neuron)[: rows.numel()] / norm",
+        "(distance[rows, some] / norm",
+        "(distance[: rows.numel(), some] / norm",
         "batches of 32 and more: distances of other samples once half of them are decided",
         ("tests/certificates/test_margin.py::test_large_batches_whose_samples_are_decided_at_different_times",),
     ),

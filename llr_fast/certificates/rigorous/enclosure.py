@@ -11,7 +11,7 @@ from torch import Tensor
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
-from llr_fast.certificates.search import Nearest, entries
+from llr_fast.certificates.search import Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
 
@@ -51,7 +51,7 @@ def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor]
                 return found.enclosure(bool(settled.all()))
             at_layer = at_layer.masked_fill(enough, -1)
             found.take(at_layer, at_neuron, distances, *bounds.of_neurons(at_layer, at_neuron))
-        left = [_without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
+        left = [without(of_layer, (layer == index).t(), neuron.t()) for index, of_layer in enumerate(left)]
     found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
     return found.enclosure(False)
 
@@ -78,7 +78,7 @@ def _prove_signs(
             layer = torch.full_like(neuron, index).masked_fill(~rows, -1)
             found.take(layer, neuron, distances, *bounds.of_neurons(layer, neuron))
             signs = signs.scatter(1, neuron.unsqueeze(1), False)
-            left[index] = _without(left[index], rows.unsqueeze(0), neuron.unsqueeze(0))
+            left[index] = without(left[index], rows.unsqueeze(1), neuron.unsqueeze(1))
         found.doubt(signs.any(1) & (found.undecided[:, 0] < 0), torch.full_like(found.undecided[:, 0], index), signs)
     return left
 
@@ -136,10 +136,3 @@ class _Found:
         layers = torch.arange(self._layers, device=first.device).unsqueeze(1)
         upper = self._upper.masked_fill((layers > first) & (first >= 0), math.inf).amin(0)
         return Enclosure(self.lower, upper, self.undecided, self.nearest if settled else None)
-
-
-def _without(bounds: Tensor, here: Tensor, neuron: Tensor) -> Tensor:
-    candidate, row = here.nonzero(as_tuple=True)
-    bounds = bounds.clone()
-    bounds[row, neuron[candidate, row]] = 0
-    return bounds

@@ -66,10 +66,14 @@ def _slope(x: LinearizedTensor, above: list[Tensor], slopes: tuple[Any, ...]) ->
     is_mask = _is_mask(slopes)
     if is_mask and slopes == (0, 1):
         return above[0]
-    like: dict[str, Any] = {"dtype": torch.bool if is_mask else x.linearization.dtype, "device": x.value.device}
-    slope = torch.zeros(x.value.shape, **like) + torch.as_tensor(slopes[0], **like)
-    for beyond, after in zip(above, slopes[1:], strict=True):
-        slope = torch.where(beyond, torch.as_tensor(after, **like), slope)
+    dtype = torch.bool if is_mask else x.linearization.dtype
+    slope = torch.zeros(x.value.shape, dtype=dtype, device=x.value.device)
+    for beyond, after in zip((None, *above), slopes, strict=True):
+        if isinstance(after, Tensor):
+            after = after.to(dtype)
+            slope = slope + after if beyond is None else torch.where(beyond, after, slope)
+        else:  # stays a number: as a tensor it would be copied to a GPU, which waits for it
+            slope = slope.fill_(after) if beyond is None else slope.masked_fill(beyond, after)
     return slope
 
 

@@ -30,11 +30,13 @@ def load_left(p_left, p_d_diagonal, p_weight, p_slope, o_b, o_o, o_n, O, n, like
     m_tile = (o_o < O)[:, None] & (o_n < n)[None, :]
     o_o = o_o.to(tl.int64)
     if p_left is not None:
-        return load_wide(p_left + ((o_b * O + o_o) * n)[:, None] + o_n[None, :], m_tile, like)
-    b_d_diagonal = 2 * load_wide(p_d_diagonal + o_b * O + o_o, o_o < O, like)
-    b_slope = load_wide(p_slope + o_b * n + o_n, o_n < n, like)
-    b_weight = load_wide(p_weight + (o_o * n)[:, None] + o_n[None, :], m_tile, like)
-    return b_weight * b_d_diagonal[:, None] * b_slope[None, :]
+        b_left = load_wide(p_left + ((o_b * O + o_o) * n)[:, None] + o_n[None, :], m_tile, like)
+    else:
+        b_d_diagonal = 2 * load_wide(p_d_diagonal + o_b * O + o_o, o_o < O, like)
+        b_slope = load_wide(p_slope + o_b * n + o_n, o_n < n, like)
+        b_left = load_wide(p_weight + (o_o * n)[:, None] + o_n[None, :], m_tile, like)
+        b_left *= b_d_diagonal[:, None] * b_slope[None, :]
+    return b_left
 
 
 @triton.jit
