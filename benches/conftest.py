@@ -15,6 +15,7 @@ from benches.providers import OURS
 
 collect_ignore = [
     "gpu.py",
+    "gpu_steps.py",
     "kernel_cases.py",
     "kernel_report.py",
     "offline.py",

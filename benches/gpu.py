@@ -1,6 +1,7 @@
-"""Times each Triton kernel beside its floor and the plain PyTorch it replaces: python -m benches.gpu [JSON].
+"""Times each Triton kernel beside its floor and the plain PyTorch it replaces, and steps: python -m benches.gpu [JSON].
 
-Needs torch, Triton and a GPU. Writes one JSON, .benchmarks/gpu.json if none is named, and prints one table.
+Needs torch, Triton and a GPU. Writes one JSON, .benchmarks/gpu.json if none is named, and prints a table of the
+kernels, one of training steps and one of margins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 from triton.testing import do_bench
 
+from benches import bench_training, gpu_steps
 from benches.kernel_cases import CASES, CHIPS, Case
 from llr_fast.precision import full_precision
 
@@ -73,7 +75,7 @@ def measured(case: Case, dtype: torch.dtype, limits: tuple[float, float, float])
 
 
 def table(results: dict) -> str:
-    """One row for each kernel, with microseconds, and how many times the kernel's time plain PyTorch takes."""
+    """Rows of kernels, with microseconds and how many times the kernel's time plain PyTorch takes; steps; margins."""
     machine = results["machine"]
     rows = [
         [
@@ -84,8 +86,15 @@ def table(results: dict) -> str:
         for run in results["kernels"]
     ]  # fmt: skip
     title = "{gpu}; PyTorch {torch}, Triton {triton}; floors by: {peaks}".format(**machine)
-    alignment = ("left", "left", "left", *["right"] * 5)
-    return f"{title}\n\n{tabulate(rows, COLUMNS, tablefmt='github', colalign=alignment, disable_numparse=True)}"
+    parts = [_table(rows, COLUMNS, 3)]
+    for name, columns in (("steps", gpu_steps.COLUMNS), ("margins", gpu_steps.MARGIN_COLUMNS)):
+        parts.append(_table(gpu_steps.rows(results[name]), columns, 1))
+    return "\n\n".join([title, *parts])
+
+
+def _table(rows: list[list[str]], columns: tuple[str, ...], names: int) -> str:
+    alignment = ("left",) * names + ("right",) * (len(columns) - names)
+    return tabulate(rows, columns, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def main(path: str = ".benchmarks/gpu.json") -> None:
@@ -93,12 +102,15 @@ def main(path: str = ".benchmarks/gpu.json") -> None:
     with full_precision:
         source, limits = peaks(card)
         kernels = [measured(case, dtype, limits) for dtype in DTYPES for case in CASES]
+    bench_training.check()
+    torch.backends.cudnn.allow_tf32 = False  # as for matrix products, whose default that is
+    steps, margins = (gpu_steps.measured(pairs) for pairs in (gpu_steps.steps(), gpu_steps.margins()))
     results = {
         "machine": {
             "gpu": card, "torch": torch.__version__, "triton": triton.__version__,
             "python": platform.python_version(), "peaks": source,
         },
-        "kernels": kernels,
+        "kernels": kernels, "steps": steps, "margins": margins,
     }  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(results, indent=1) + "\n")

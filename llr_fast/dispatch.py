@@ -23,6 +23,7 @@ _context_choice: contextvars.ContextVar[str | None] = contextvars.ContextVar("ll
 _packages: dict[str, str] = {}
 _implementations: dict[str, Callable[..., Any]] = {}
 _functions: dict[str, type[torch.autograd.Function]] = {}
+_by_library: dict[str, tuple[torch.dtype, ...]] = {}
 
 
 def set_backend(name: str) -> None:
@@ -55,23 +56,26 @@ def backends() -> dict[str, str | None]:
     return {name: _obstacle(name) for name in NAMES[1:]}
 
 
-def define(schema: str, package: str, fake: Callable[..., Any]) -> None:
+def define(schema: str, package: str, fake: Callable[..., Any], by_library: Sequence[torch.dtype] = ()) -> None:
     """Define the operator llr_fast::<schema>.
 
     It is implemented by `<package>.reference.<op>`, by `<package>.triton.launch_<op>` and by the C++ operator
-    llr_fast_native::<op>; which of them runs is decided at each call.
+    llr_fast_native::<op>; which of them runs is decided at each call. `by_library` are the types for which "auto" takes
+    the reference on GPUs, as the products of torch's libraries are faster there than those of the kernel.
     """
     op = schema.split("(")[0]
-    _packages[op] = package
+    _packages[op], _by_library[op] = package, tuple(by_library)
 
     def run(*args: Any) -> Any:
-        tensor = next(t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor))
+        tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor)]
+        tensor = tensors[0]
         if torch.is_autocast_enabled(tensor.device.type):  # an operator's dtypes are those of its arguments
             with torch.autocast(tensor.device.type, enabled=False):
                 return run(*args)
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-            return implementation(op, tensor.device)(*args)
+            narrowest = min((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
+            return implementation(op, tensor.device, narrowest)(*args)
 
     _implementations[op] = run
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -140,8 +144,8 @@ def _is_watched(args: Sequence[Any]) -> bool:
     return not plain or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def implementation(op: str, device: torch.device) -> Callable[..., Any]:
-    """The function that computes an operator on a device under the selected backend."""
+def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    """The function that computes an operator of tensors of a type on a device under the selected backend."""
     name = selected()
     if name in ("auto", "native") and device.type == "cpu" and (native := _native_op(op)) is not None:
         return native
@@ -149,7 +153,8 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
         raise RuntimeError(f"{op}: backend 'native' has no kernel for it on {device.type}")
     if name == "triton" and device.type != "cuda" and not _interpreting():
         raise RuntimeError(f"{op}: backend 'triton' takes CUDA tensors, got {device.type}")
-    if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton(op)):
+    fused = device.type == "cuda" and _has_triton(op) and dtype not in _by_library[op]
+    if name == "triton" or (name == "auto" and fused):
         return _function(op, "triton", f"launch_{op}")
     return _function(op, "reference", op)
 

@@ -11,6 +11,7 @@ import torch
 from ops import operator_cases as oc
 
 from llr_fast.dispatch import backend, backends, implementation, selected, set_backend
+from llr_fast.ops.masked_linear import reference as masked_linear_reference
 from llr_fast.ops.tangent_activation import reference
 
 CPU = torch.device("cpu")
@@ -99,6 +100,14 @@ def test_without_the_extension_the_reference_runs(extension):
     assert "not built" in backends()["native"]
     with pytest.raises(RuntimeError, match=r"backend 'native' cannot run: .*not built"):
         set_backend("native")
+
+
+def test_on_a_gpu_the_kernels_run_but_where_a_library_is_faster():
+    launchers = pytest.importorskip("llr_fast.ops.masked_linear.triton")
+    cuda, of_library = torch.device("cuda"), masked_linear_reference
+    assert implementation("masked_linear", cuda, torch.bfloat16) is launchers.launch_masked_linear
+    assert implementation("masked_linear", cuda, torch.float32) is of_library.masked_linear
+    assert implementation("masked_linear_backward", cuda, torch.float32) is of_library.masked_linear_backward
 
 
 def test_a_broken_extension_is_an_error(extension):

@@ -23,7 +23,6 @@ MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may 
 CHUNK_BUDGET = 2**27  # bytes from which on a larger chunk is slower
 ENOUGH_DIRECTIONS = 32  # to share the evaluation of the values that each chunk begins with
 CACHE_BUDGET = 2**25  # bytes from which on a larger part of a batch gains nothing
-LAUNCH_BUDGET = 2**21  # bytes up to which an operation takes as long as its call
 _PART_OF_FREE = 8  # of a GPU's free memory; what the estimates leave out, the caller's own work and libraries need some
 
 
@@ -129,8 +128,7 @@ def directions_at_once(entries: int, dtype: torch.dtype, device: torch.device) -
 
 def gradients_at_once(entries: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many neurons of a sample to back-propagate at a time if that keeps `entries` tangents for each."""
-    budget, size = Budget.of(device), max(1, entries) * _bytes_of_tangent(dtype)
-    return max(1, (LAUNCH_BUDGET if device.type != "cuda" else budget.part) // size)
+    return max(1, Budget.of(device).chunk // (max(1, entries) * _bytes_of_tangent(dtype)))
 
 
 def _bytes_of_tangent(dtype: torch.dtype) -> int:

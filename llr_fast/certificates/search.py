@@ -14,7 +14,7 @@ from llr_fast.certificates.frozen import Backward, Frozen, freeze
 from llr_fast.ops.margin_reduce import smallest_bounds
 
 CANDIDATES = 64  # neurons that are sorted at a time
-FEW, MANY = 16, 8  # after so many neurons of a sample, one at a time, so many at a time are back-propagated
+MANY = 16  # after so many neurons of a sample, one at a time, so many at a time are back-propagated
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
 _COARSE = 1e-3  # relative error, far more than there is, of coarse norms that are not mostly rounding
 
@@ -73,7 +73,7 @@ def _verify(
             if 2 * undecided.numel() <= rows.numel() and rows.numel() >= LARGE:
                 part = freeze(model, x[undecided], distances[0].dtype, compared=False)
                 rows, backward = undecided, backward.at(part, torch.searchsorted(rows, undecided))
-            if len(computed) == FEW:
+            if len(computed) == MANY:
                 backward = backward.wider(MANY)
             some = slice(first, first + backward.width)
             present = {index for row in layers for index in row[some]}

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are imported when they are used
 import torch
-from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -188,4 +188,4 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     vertices = torch.cat(parts)
-    return vertices[ConvexHull(vertices.numpy()).vertices]
+    return vertices[scipy.spatial.ConvexHull(vertices.numpy()).vertices]

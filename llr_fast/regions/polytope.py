@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog, nnls
+import scipy  # whose parts are imported when they are used
 
 from llr_fast import norms
 
@@ -75,7 +75,7 @@ def _by_least_squares(polytope: Polytope) -> tuple[np.ndarray | None, np.ndarray
     target = np.zeros(len(columns))
     target[-1] = 1.0
     try:
-        multipliers, _ = nnls(columns, target, maxiter=20 * columns.shape[1])
+        multipliers, _ = scipy.optimize.nnls(columns, target, maxiter=20 * columns.shape[1])
     except RuntimeError:  # too many iterations
         return None, None
     residual = columns @ multipliers - target
@@ -87,7 +87,7 @@ def _by_program(polytope: Polytope, p: float) -> tuple[np.ndarray | None, np.nda
     a, s = polytope
     size = a.shape[1]
     if p == 1:  # u is the difference of two vectors that are not negative
-        found = linprog(np.ones(2 * size), np.hstack([a, -a]), s, method="highs")
+        found = scipy.optimize.linprog(np.ones(2 * size), np.hstack([a, -a]), s, method="highs")
         point = None if found.x is None else found.x[:size] - found.x[size:]
     else:  # the last variable is the length
         one = np.ones((size, 1))
@@ -95,13 +95,13 @@ def _by_program(polytope: Polytope, p: float) -> tuple[np.ndarray | None, np.nda
         rows = np.vstack([np.hstack([a, np.zeros((len(a), 1))]), box])
         cost = np.append(np.zeros(size), 1.0)
         limits = [(None, None)] * size + [(0, None)]
-        found = linprog(cost, rows, np.append(s, np.zeros(2 * size)), bounds=limits, method="highs")
+        found = scipy.optimize.linprog(cost, rows, np.append(s, np.zeros(2 * size)), bounds=limits, method="highs")
         point = None if found.x is None else found.x[:-1]
     if found.status == 0:
         return np.maximum(-found.ineqlin.marginals[: len(a)], 0.0), point
     rows = np.hstack([a, -np.ones((len(a), 1))])  # the smallest violation of all halfspaces is its last variable
     limits = [(None, None)] * size + [(0, None)]
-    found = linprog(np.append(np.zeros(size), 1.0), rows, s, bounds=limits, method="highs")
+    found = scipy.optimize.linprog(np.append(np.zeros(size), 1.0), rows, s, bounds=limits, method="highs")
     return (np.maximum(-found.ineqlin.marginals, 0.0) if found.status == 0 else None), None
 
 
@@ -129,7 +129,7 @@ def _deepest(polytope: Polytope, near: np.ndarray, size: float, plane: tuple[np.
     shifted = (s - a @ near) / size
     for reach in (10.0, math.inf):
         limits = [(-reach, reach)] * a.shape[1] + [(None, 1.0)]
-        found = linprog(cost, rows, shifted, **on, bounds=limits, method="highs")
+        found = scipy.optimize.linprog(cost, rows, shifted, **on, bounds=limits, method="highs")
         if found.status == 0 and found.x[-1] > THIN:
             deepest: np.ndarray = near + size * found.x[:-1]
             return deepest
@@ -142,7 +142,7 @@ def chebyshev(polytope: Polytope) -> tuple[np.ndarray, float]:
     cost = np.append(np.zeros(a.shape[1]), -1.0)
     if len(a):
         limits = [(None, None)] * a.shape[1] + [(0, None)]
-        found = linprog(cost, np.hstack([a, np.ones((len(a), 1))]), s, bounds=limits, method="highs")
+        found = scipy.optimize.linprog(cost, np.hstack([a, np.ones((len(a), 1))]), s, bounds=limits, method="highs")
         if found.status == 0:
             return found.x[:-1], float(found.x[-1])
     return np.zeros(a.shape[1]), math.inf

@@ -34,8 +34,8 @@ def ran(monkeypatch):
     """The implementations that operators choose, in order: equal results cannot tell a fallback from a kernel."""
     chosen = []
 
-    def choose(op, device):
-        chosen.append(implementation(op, device))
+    def choose(op, device, dtype=None):
+        chosen.append(implementation(op, device, dtype))
         return chosen[-1]
 
     monkeypatch.setattr(sys.modules["llr_fast.dispatch"], "implementation", choose)

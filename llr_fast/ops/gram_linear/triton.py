@@ -26,7 +26,7 @@ def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles, so that one triangle of them can stand for the other, and the terms summed at a time."""
     meta = {
         2: {"BLOCK": 64, "BLOCK_R": 32, "num_warps": 4 if align >= 4 else 8, "num_stages": 3},
-        4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 4 if align == 16 else 8, "num_stages": 3 if align >= 4 else 2},
+        4: {"BLOCK": 64, "BLOCK_R": 16, "num_warps": 4 if align >= 4 else 8, "num_stages": 3 if align >= 4 else 2},
         8: {"BLOCK": 32, "BLOCK_R": 16, "num_warps": 4, "num_stages": 2},
     }[dtype.itemsize]
     return meta | NO_SPILLS if meta["num_warps"] == 8 else meta

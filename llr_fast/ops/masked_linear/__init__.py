@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...dispatch import call, define, differentiate
@@ -75,15 +76,20 @@ def _backward(ctx, run, d_out, d_stat):
     return d_tangents, d_slope if needs_slope else None, d_weight if needs_weight else None, None, None
 
 
+BY_LIBRARY = (torch.float32,)  # whose products took 0.4 of the kernel's time on an H200, 0.9 with the best tiles
+
+
 define(
     "masked_linear(Tensor tangents, Tensor slope, Tensor weight, str statistic, bool store) -> (Tensor, Tensor)",
     __name__,
     _fake,
+    BY_LIBRARY,
 )
 define(
     "masked_linear_backward(Tensor? d_out, Tensor? d_stat, Tensor? out, Tensor tangents, Tensor slope, Tensor weight,"
     " str statistic, bool needs_slope, bool needs_weight) -> (Tensor, Tensor, Tensor)",
     __name__,
     _fake_backward,
+    BY_LIBRARY,
 )
 differentiate("masked_linear", _save, _backward)
