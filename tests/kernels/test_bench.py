@@ -51,3 +51,9 @@ def test_a_wrong_kernel_is_not_timed(device, monkeypatch):
         monkeypatch.setattr(gpu, "on_gpu", lambda argument: argument)
     with pytest.raises(AssertionError, match="tangent_activation, result 0: off by"):
         gpu.measured(case, torch.float32, kernel_cases.CHIPS["H100"])
+
+
+def test_the_page_shows_the_results():
+    root = Path(__file__).parents[2]
+    results = json.loads((root / "benches" / "results" / "gpu" / "h200.json").read_text())
+    assert gpu.table(results) in (root / "docs" / "gpu.md").read_text()
