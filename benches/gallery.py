@@ -1,4 +1,4 @@
-"""Trains small networks and draws the README's pictures: python -m benches.gallery."""
+"""Trains small networks and draws the pictures of the docs: python -m benches.gallery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the measured part of the README's numbers from benches/results: python -m benches.table."""
+"""Writes the tables of docs/benchmarks.md from benches/results: python -m benches.table."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def ratio(run: dict, provider: str) -> float:
     return seconds / run["seconds"][OURS]
 
 
-def write(readme: Path, results: Iterable[Path]) -> None:
-    before, rest = readme.read_text().split(BEGIN)
+def write(page: Path, results: Iterable[Path]) -> None:
+    before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
     tables = "\n".join(render(json.loads(path.read_text())) for path in sorted(results))
-    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
 
 
 def _introduction(results: dict) -> str:
@@ -160,4 +160,4 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    write(ROOT / "README.md", (ROOT / "benches" / "results").glob("*.json"))
+    write(ROOT / "docs" / "benchmarks.md", (ROOT / "benches" / "results").glob("*.json"))

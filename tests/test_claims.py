@@ -1,4 +1,4 @@
-"""docs/claims.md names a test or result for each claim of the README: all of them exist, and no line is left out."""
+"""docs/claims.md names a test or result for each claim of the pages: all of them exist, and no line is left out."""
 
 import argparse
 import ast
@@ -18,7 +18,11 @@ from llr_fast.paper import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-WRITTEN = re.sub(r"<!-- Written by.*?<!-- End of what it writes -->", "", README, flags=re.DOTALL)
+# The pages that claim something, each a section of its title.
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("models", "losses", "benchmarks", "gallery", "method", "limits", "reproduction")
+}
 CLAIMS = (ROOT / "docs" / "claims.md").read_text()
 
 
@@ -57,18 +61,19 @@ def functions(path):
 
 
 def test_every_section_and_every_line_of_a_table_has_claims():
-    readme, claims = sections(WRITTEN), sections(CLAIMS)
-    assert list(readme) == [heading for heading in claims if heading != "What stands behind the README"]
-    for heading, text in readme.items():
+    claims = sections(CLAIMS)
+    pages = sections(README) | {page.partition("\n")[0].removeprefix("# "): page for page in PAGES.values()}
+    assert list(pages) == [heading for heading in claims if heading != "What stands behind these pages"]
+    for heading, text in pages.items():
         there = rows(claims[heading])
         assert there
-        if heading != "Numbers":  # whose tables are the results
+        if heading not in ("Numbers", "Benchmarks", "The paper's experiments"):  # whose tables are the results
             assert {names(row[0])[0] for row in rows(text)} <= {names(row[0])[0] for row in there}
 
 
 def test_limits_are_all_there():
     """A bullet may hold several claims."""
-    assert len(rows(sections(CLAIMS)["Limits"])) >= len(re.findall(r"^- ", sections(README)["Limits"], re.MULTILINE))
+    assert len(rows(sections(CLAIMS)["Limits"])) >= len(re.findall(r"^- ", PAGES["limits"], re.MULTILINE))
 
 
 def test_readme_shows_the_demo():
@@ -76,21 +81,47 @@ def test_readme_shows_the_demo():
     assert table in README and run.startswith("Run: python -m llr_fast demo, seed 0")
 
 
-def test_pictures_exist():
-    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
-    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page):
+    """Pictures, pages and sections of pages."""
+    for link in re.findall(r"\]\((?!http)(.+?)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in {
+            re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings(target)
+        }
+
+
+def headings(page):
+    return re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+
+
+def test_headlines():
+    """Of the README's first screen: numbers of the demo and of the benches."""
+    first = sections(README)["llr_fast"]
+    table = {row[0]: row[1:] for row in rows((ROOT / "benches" / "results" / "demo.md").read_text())}
+    assert "from {} to {}".format(*table["l2 margin, P50"]) in " ".join(first.split())
+    assert "from {} to {}".format(*table["certified accuracy, l2 0.02"]) in " ".join(first.split())
+    benches = " ".join(PAGES["benchmarks"].split())
+    step, passes = re.search(r"takes (\S+) plain steps", first)[1], re.search(r"takes (\d+) forward passes", first)[1]
+    assert re.search(rf"ResNet-18, D = 150,528, batch 8 \| {step} ", benches)
+    assert re.search(rf"ResNet-18, D = 150,528, batch 1 \| \| {passes} ", benches)
+    assert int(re.search(r"takes ([\d,]+)\. Every", " ".join(first.split()))[1].replace(",", "")) == 3 * 224 * 224 + 1
 
 
 def test_the_package_asks_for_what_the_readme_says():
     project = (ROOT / "pyproject.toml").read_text()
     version = re.search(r"PyTorch \((\S+) or later\)", README)[1]
     assert f'"torch>={version}"' in project
-    extras = re.findall(r'pip install "\.\[(\w+)\]"', README)
+    extras = re.findall(r'pip install\s"\.\[(\w+)\]"', README + PAGES["gallery"])
     assert extras and all(re.search(rf"^{extra} = ", project, re.MULTILINE) for extra in extras)
 
 
 def test_numbers_of_directions():
-    low, high = re.search(r"(\d+) to (\d+) random directions", README).groups()
+    low, high = re.search(r"(\d+) to (\d+) random directions", PAGES["method"]).groups()
     assert (int(low), int(high)) == (min(DIRECTIONS.values()), max(DIRECTIONS.values()))
 
 
@@ -117,7 +148,9 @@ def test_experiments_take_what_the_readme_says():
     commands = parser.add_subparsers()
     for experiment in EXPERIMENTS:
         experiment.add_command(commands)
-    listed = re.search(r"python -m llr_fast paper \{(.+?)\} --data DIR --out DIR`, `toy` without `--data`", README)[1]
+    listed = re.search(
+        r"python -m llr_fast paper \{(.+?)\} --data DIR --out DIR`, `toy` without `--data`", PAGES["reproduction"]
+    )[1]
     assert list(commands.choices) == listed.split(",")
     options = {name: command.format_usage() for name, command in commands.choices.items()}
     assert all("--out" in usage and ("--data" in usage) == (name != "toy") for name, usage in options.items())
