@@ -28,9 +28,8 @@ class _Penalised(nn.Module):
         self.loss = loss
 
     def forward(self, schedule: Tensor, x: Tensor) -> tuple[Any, Tensor]:
-        x = x.view(
-            [int(size) for size in x.shape]
-        )  # no variables, which not all that is traced takes: a graph for each
+        # Sizes are no variables, which not all that is traced takes: each has a graph of its own.
+        x = x.view([int(size) for size in x.shape])
         lam, C, gamma = schedule.to(x.device).unbind()
         dtype = accumulation_dtype(x.dtype)
         found: tuple[Any, Tensor] = self.loss.penalised(x, lam.to(dtype), C.to(dtype), gamma)
