@@ -1,7 +1,10 @@
-"""The README's examples run as pasted, in order, and its commands exist."""
+"""The examples of README and pages run as pasted, in order, and print what is shown; the README's commands exist."""
 
+import contextlib
 import importlib
+import io
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,14 +13,36 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/losses.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/losses.md", "docs/recipes.md"])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """A block of text shows what the block of Python before it prints."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    blocks = re.findall(r"```(python|text)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+    namespace, printed = {}, ""
+    for language, block in blocks:
+        if language == "text":
+            assert_same_print(printed, block)
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as stream:
+            exec(compile(block, page, "exec"), namespace)
+        printed = stream.getvalue()
+
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def assert_same_print(got, shown):
+    """But for two units of the last digit of a number, as one sample of 500 is two of 0.1%."""
+    assert NUMBER.split(got) == NUMBER.split(shown)
+    for number, expected in zip(map(Decimal, NUMBER.findall(got)), map(Decimal, NUMBER.findall(shown))):
+        assert abs(number - expected) <= 2 * Decimal(10) ** expected.as_tuple().exponent, (got, shown)
+
+
+def test_every_recipe_shows_what_it_prints():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    languages = re.findall(r"^```(\w+)$", page, re.MULTILINE)
+    assert languages == ["python", "text"] * (1 + len(re.findall(r"^## ", page, re.MULTILINE)))
 
 
 def test_guidance_is_what_was_measured():
