@@ -96,7 +96,8 @@ def assert_coalesced(stats, *names):
     for s in stats:
         for (_, name), traffic in s.traffic.items():
             assert name not in names or traffic.efficiency >= 0.9, s.report()
-        assert all(t.conflict_degree <= 2 for t in s.shared.values()), s.report()
+        # Two, but for a little where products of TF32 read their operands.
+        assert all(t.conflict_degree <= 2.2 for t in s.shared.values()), s.report()
 
 
 TANGENTS = aligned_and_odd(
@@ -207,7 +208,7 @@ def test_parts_of_the_rows():
 
 @pytest.mark.parametrize("setting,tolerance", [("highest", 2e-6), ("high", 2e-3)])
 def test_products_follow_torchs_setting(setting, tolerance):
-    """TF32 has 10 bits of mantissa, and instructions of its own."""
+    """TF32 has 10 bits of mantissa; three of its products are one of float32."""
     args = (*oc.linear_inputs((4, 8, 8, 64, 64), torch.float32), "sum_squares", True)
     torch.set_float32_matmul_precision(setting)
     try:
@@ -216,7 +217,7 @@ def test_products_follow_torchs_setting(setting, tolerance):
         torch.set_float32_matmul_precision("highest")
     exact = linear_reference.masked_linear(*(t.double() for t in args[:3]), *args[3:])[0]
     assert (out - exact).abs().max() <= tolerance * exact.abs().max()
-    assert (stats.mma_count > 0) == (setting == "high")
+    assert stats.mma_count == {"highest": 3, "high": 1}[setting] * 256
 
 
 GRAMS = aligned_and_odd([(2, 2, 128, 64), (3, 1, 64, 128)], [(2, 2, 37, 70), (1, 1, 5, 3)])

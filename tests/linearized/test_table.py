@@ -710,15 +710,24 @@ def functions() -> dict[str, list]:
 
 
 def cases(refused: bool) -> list:
-    """All examples for the first function of a name, and for others, such as the method, the first one that fits."""
+    """All examples for the first function of a name, and for others, such as the method, those for them alone."""
     found = []
     for name, variants in functions().items():
         for i, function in enumerate(variants):
-            fitting = [e for e in EXAMPLES.get(name, []) if not e.only or function in e.only]
-            one_of_many = [e for e in fitting if not e.only][:1] or fitting
-            for k, e in enumerate(fitting if i == 0 or fitting[:1] != one_of_many else one_of_many):
+            fitting = [e for e in EXAMPLES.get(name, []) if function in e.only or (not e.only and i == 0)]
+            for k, e in enumerate(fitting):
                 if (e.refused is not None) == refused:
                     found.append(pytest.param(function, e, id=f"{name}-{i}-{k}"))
+    return found
+
+
+def other_names() -> list:
+    """The other functions of a name, such as the method, with the first one and its first example."""
+    found = []
+    for name, (first, *others) in functions().items():
+        shared = [e for e in EXAMPLES.get(name, []) if not e.only][:1]
+        for i, function in enumerate(others):
+            found += [pytest.param(function, first, e, id=f"{name}-{i + 1}") for e in shared]
     return found
 
 
@@ -768,6 +777,24 @@ def test_batch_equals_its_samples(function, example):
         if example.autograd:
             check_by_oracle(model, sample, alone, penalties[-1])
     close(penalty, torch.stack(penalties).mean())
+
+
+@pytest.mark.parametrize("function, first, example", other_names())
+def test_other_names_of_a_function_do_the_same(function, first, example):
+    if example.refused is not None:
+        with compare.refused(example.refused, example.named or function_name(function), "Around"):
+            llr_fast.margin(Around(function, example), inputs())
+        return
+    found, expected = (
+        [
+            llr_fast.margin(model, inputs()).value,
+            llr_fast.activation_pattern(model, inputs()),
+            exact_penalty(model, inputs()),
+        ]
+        for model in (Around(function, example), Around(first, example))
+    )
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
 
 
 def exact_penalty(model: nn.Module, x: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def test_no_input_within_has_another_class_and_the_adversarial_one_is_at_the_bou
     model = plain(3, 6, 6, 3, seed=1, activation=activation)
     x = torch.randn(3, 3, dtype=DTYPE)
     label = classes_of(model, x)
-    for regions in (1, 2, 30):
+    for regions in (1, 12):
         found = llr_fast.robustness(model, x, p, regions=regions)
         assert (found.lower <= found.upper).all() and (found.regions <= regions).all()
         for i in range(len(x)):
@@ -134,7 +134,7 @@ def test_bounds_rise_with_the_regions_that_may_be_visited():
 
 @pytest.mark.parametrize("p", NORMS)
 def test_one_logit(p):
-    model, x = plain(2, 6, 6, 1, seed=4), torch.randn(2, 2, dtype=DTYPE)
+    model, x = plain(2, 4, 4, 1, seed=4), torch.randn(2, 2, dtype=DTYPE)
     two = nn.Sequential(model, nn.Linear(1, 2).double())
     two[1].weight.data, two[1].bias.data = torch.tensor([[0.0], [1.0]], dtype=DTYPE), torch.zeros(2, dtype=DTYPE)
     a, b = (llr_fast.robustness(m, x, p, regions=None) for m in (model, two))
