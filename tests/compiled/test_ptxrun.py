@@ -97,7 +97,7 @@ def assert_coalesced(stats, *names):
         for (_, name), traffic in s.traffic.items():
             assert name not in names or traffic.efficiency >= 0.9, s.report()
         # Two, but for a little where products of TF32 read their operands.
-        assert all(t.conflict_degree <= 2.2 for t in s.shared.values()), s.report()
+        assert all(t.conflict_degree <= 2.4 for t in s.shared.values()), s.report()
 
 
 TANGENTS = aligned_and_odd(
