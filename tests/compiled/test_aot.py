@@ -49,8 +49,11 @@ POOLS = [
 OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float64: torch.float32}
 
 
-def configurations(dtype: torch.dtype) -> list[offline.Launch]:
-    """One launch of each kernel for each choice of its constants and of the arguments it goes without."""
+def configurations(dtype: torch.dtype, in_tf32: bool) -> list[offline.Launch]:
+    """One launch of each kernel for each choice of its constants and of the arguments it goes without.
+
+    Where the user asks for TF32, a product is one of the three that float32 takes else: `in_tf32` adds these launches.
+    """
     found = {}
 
     def act(launch):
@@ -66,7 +69,7 @@ def configurations(dtype: torch.dtype) -> list[offline.Launch]:
         out, stat = run(tangent, "tangent_activation", t, slope, "sum_squares")
         run(tangent, "tangent_activation_backward", out, stat, t, slope, stat, "max_abs", True)
     _products(dtype, run)
-    if dtype == torch.float32:
+    if in_tf32:
         with products_in_tf32():
             _products(dtype, run)
     layers = oc.layer_inputs((4, (64, 2048)), dtype)
@@ -125,7 +128,11 @@ def compiled(target: str):
     """All launches with their resources, compiled by all cores, from forks that inherit the list of work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "7" if target.startswith("gfx") else None)
-        WORK[:] = [(target, launch) for dtype in DTYPES[target] for launch in configurations(dtype)]
+        WORK[:] = [
+            (target, launch)
+            for dtype in DTYPES[target]
+            for launch in configurations(dtype, target == "sm_90" and dtype == torch.float32)
+        ]
     workers = os.cpu_count() if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         found = pool.map(_compile, range(len(WORK)), chunksize=4)
