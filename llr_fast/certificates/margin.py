@@ -17,7 +17,7 @@ from llr_fast.certificates.rigorous import assumptions
 from llr_fast.certificates.rigorous import bounds as rigorous_bounds
 from llr_fast.certificates.rigorous.enclosure import Enclosure
 from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
-from llr_fast.linearized.gram import Chain
+from llr_fast.linearized.gram import Chain, Topped
 from llr_fast.linearized.torch_modes import as_written
 
 Method = Literal["exact", "search", "auto"]
@@ -175,14 +175,16 @@ def _of_part(
         if not rigorous:
             return none
         return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
-    chain = frozen.chain() if p == 2 and method != "search" else None
-    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
+    by_gram = p == 2 and method != "search"
+    chain = frozen.chain() if by_gram else None
+    topped = frozen.topped_chain() if by_gram and chain is None and not rigorous else chain
+    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, topped))
     enclosure = found = None
     if rigorous:
         enclosure = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
         found = enclosure.nearest
     if found is None:
-        found = _nearest(model, frozen, q, exact, chain, failure_probability, generator)
+        found = _nearest(model, frozen, q, exact, topped, failure_probability, generator)
     offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)
     names = [layer.name for layer in frozen.layers]
@@ -195,7 +197,7 @@ def _nearest(
     frozen: Frozen,
     q: float,
     exact: bool,
-    chain: Chain | None,
+    chain: Chain | Topped | None,
     failure_probability: float,
     generator: torch.Generator | None,
 ) -> search.Nearest:
@@ -219,7 +221,7 @@ def _enclosed(margin: Margin, by: Enclosure) -> Margin:
     )
 
 
-def _exact_is_cheaper(frozen: Frozen, chain: Chain | None) -> bool:
+def _exact_is_cheaper(frozen: Frozen, chain: Chain | Topped | None) -> bool:
     axes = frozen.x[0].numel()
     if axes <= cost.SEARCH_PASSES or axes * sum(layer.z.numel() for layer in frozen.layers) <= cost.FEW_DERIVATIVES:
         return True

@@ -58,11 +58,11 @@ def robustness(
     """The l_p distance within which every sample keeps its class, from below and from above.
 
     With one region it is the smaller of the region's margin and the distance to where another class takes over: the
-    leads of the predicted class join the neurons that `margin` searches. (For p = 2 its exact method for dense chains,
-    which is several times as fast, does not apply.) With more regions, a walk from region to region in the order of
-    their distances (GeoCert; Jordan et al., 2019) raises the lower bound until it meets the nearest input of another
-    class. Each region takes the gradients of all neurons and a small quadratic (p = 2) or linear program for each
-    facet, so it is for small networks, few inputs, or short distances.
+    leads of the predicted class join the neurons that `margin` searches, at little more than its cost. With more
+    regions, a walk from region to region in the order of their distances (GeoCert; Jordan et al., 2019) raises the
+    lower bound until it meets the nearest input of another class. Each region takes the gradients of all neurons and a
+    small quadratic (p = 2) or linear program for each facet, so it is for small networks, few inputs, or short
+    distances.
 
     Args:
         model: a piecewise-linear network in evaluation mode, of logits [B, classes], or [B] or [B, 1] of one logit,
