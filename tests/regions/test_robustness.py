@@ -172,6 +172,26 @@ def test_one_region_of_a_chain_takes_gram_matrices(network, monkeypatch):
     assert llr_fast.robustness(model, x).lower.isfinite().all()
 
 
+class Constant(nn.Module):
+    """Of one class everywhere, though there are neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.ReLU()
+
+    def forward(self, x):
+        self.hidden(x)
+        return torch.tensor([[0.0, 1.0, 3.0, 2.0]], dtype=x.dtype).repeat(len(x), 1)
+
+
+def test_constant_logits_decide_nothing():
+    x = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
+    found = llr_fast.robustness(Constant(), x, y=torch.tensor([2, 1]))
+    assert found.lower.tolist() == [1.0, 0.0] and found.exact.tolist() == [False, True]
+    report = llr_fast.evaluate(Constant(), [(x, torch.tensor([2, 1]))], 2, eps=0.5, progress=False)
+    assert report.margins[2].tolist() == [1.0, 3.0] and report.certified == {2: 0.5}
+
+
 def test_bounds_rise_with_the_regions_that_may_be_visited():
     model, x = plain(3, 10, 10, 3, seed=3), torch.randn(2, 3, dtype=DTYPE)
     lower = torch.stack([llr_fast.robustness(model, x, regions=n).lower for n in (1, 2, 4, 8, 16, 32)])
