@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llr_fast.certificates import sketch
 from llr_fast.certificates.frozen import Backward, Frozen
-from llr_fast.linearized.gram import Chain
+from llr_fast.linearized.gram import Chain, Topped
 
 FEW = 2**16  # neurons of all samples up to which float64 costs no more than going over things twice
 # Of the sketch for each q, the probe's included: fewer cost more back-propagations than they save.
@@ -99,9 +99,9 @@ def by_search(
 
 
 @torch.no_grad()
-def by_gram(chain: Chain, probe: Probe) -> list[Tensor]:
-    """For each layer the l2 norms [B, n] in a chain of dense layers, a little enlarged."""
-    return in_range(lambda dtype, scale: chain.norms(dtype, scale)[1], probe, enlarged=True)
+def by_gram(chain: Chain | Topped, probe: Probe) -> list[Tensor]:
+    """For each layer of a chain of dense layers the l2 norms [B, n], a little enlarged; on top of it more so."""
+    return in_range(chain.bounds, probe, enlarged=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from llr_fast import norms
 from llr_fast.certificates.evaluation import directions_at_once, gradients_at_once, layers_of, tangent_dtype
 from llr_fast.linearized.directions import Directions, axes
-from llr_fast.linearized.gram import Chain, chain_of
+from llr_fast.linearized.gram import Chain, Topped, chain_of, topped_chain_of
 from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.operations import Convolved, Linear, Scaled
 from llr_fast.linearized.tape import Activate, Tape, Taped
@@ -88,6 +88,11 @@ class Frozen:
         """The network as a chain of dense layers with its slopes at x, if it is one."""
         with full_precision, torch.autocast(self.x.device.type, enabled=False):
             return chain_of(self.tape, self.x.shape)
+
+    def topped_chain(self) -> Topped | None:
+        """The same with one more layer, whose neurons' norms it can only bound."""
+        with full_precision, torch.autocast(self.x.device.type, enabled=False):
+            return topped_chain_of(self.tape, self.x.shape, self.layers[-1].samples)
 
     def _replayed(self, directions: Directions, activate: Activate[Tensor]) -> list[Tensor]:
         with full_precision, torch.autocast(self.x.device.type, enabled=False):

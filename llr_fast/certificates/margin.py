@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from llr_fast import cost, norms
-from llr_fast.certificates import bounds, evaluation, search
-from llr_fast.certificates.bounds import Probe
+from llr_fast import norms
+from llr_fast.certificates import evaluation, search
 from llr_fast.certificates.frozen import Frozen, freeze
 from llr_fast.certificates.rigorous import assumptions
 from llr_fast.certificates.rigorous import bounds as rigorous_bounds
 from llr_fast.certificates.rigorous.enclosure import Enclosure
-from llr_fast.checks import check_choice, check_generator, check_range, check_tensor
-from llr_fast.linearized.gram import Chain
+from llr_fast.certificates.strategy import Bounded, Method, Options
+from llr_fast.checks import check_tensor
 from llr_fast.linearized.torch_modes import as_written
-
-Method = Literal["exact", "search", "auto"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -142,71 +138,75 @@ def margin(
         >>> llr_fast.margin(model, torch.tensor([[2.0]])).value  # |2 * 2 - 1| / 2
         tensor([1.5000], dtype=torch.float64)
     """
-    p = check_choice("p", p, norms.NORMS)
-    check_choice("method", method, METHODS)
-    failure_probability = check_range("failure_probability", failure_probability, 1e-300, 0.5)
-    check_generator(generator)
+    options = Options(p, method, failure_probability, generator).checked()
     evaluation.check(model, x, dtype)
     if rigorous:
         assumptions.check(x, dtype)
-    parts = [
-        _of_part(model, part, p, method, failure_probability, dtype, generator, rigorous)
-        for part in x.split(evaluation.samples_at_once(model, x, dtype))
-    ]
+    samples = evaluation.samples_at_once(model, x, dtype)
+    return _joined([_of_part(model, part, options, dtype, rigorous) for part in x.split(samples)])
+
+
+def _joined(parts: Sequence[Margin]) -> Margin:
+    """Those of a batch."""
+    rigorous = parts[0].unproven is not None
     names = ("value", "layer", "neuron", "offset", "gradient", "exact", *(("lower", "upper", "proven") * rigorous))
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     unproven = [which for part in parts for which in part.unproven or []] if rigorous else None
-    return Margin(**joined, layer_names=parts[0].layer_names, p=p, unproven=unproven)
+    return Margin(**joined, layer_names=parts[0].layer_names, p=parts[0].p, unproven=unproven)
 
 
-def _of_part(
-    model: nn.Module,
-    x: Tensor,
-    p: float,
-    method: Method,
-    failure_probability: float,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-    rigorous: bool,
-) -> Margin:
-    frozen, q = freeze(model, x, dtype, bounds=rigorous), norms.dual(p)
+def _of_part(model: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, rigorous: bool) -> Margin:
+    frozen = freeze(model, x, dtype, bounds=rigorous)
+    if not rigorous:
+        return _of_frozen(model, frozen, options, dtype)
     if not frozen.layers:
-        none = _unbounded(x, p, dtype)
-        if not rigorous:
-            return none
+        none = _unbounded(x, options.p, dtype)
         return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
-    chain = frozen.chain() if p == 2 and method != "search" else None
-    exact = method == "exact" or (method == "auto" and _exact_is_cheaper(frozen, chain))
-    enclosure = found = None
-    if rigorous:
-        enclosure = rigorous_bounds.enclosed(frozen, q, exact, chain, failure_probability, generator)
-        found = enclosure.nearest
-    if found is None:
-        found = _nearest(model, frozen, q, exact, chain, failure_probability, generator)
+    chain = frozen.chain() if options.by_gram else None
+    exact = options.exact(frozen, chain)
+    enclosure = rigorous_bounds.enclosed(
+        frozen, options.q, exact, chain, options.failure_probability, options.generator
+    )
+    nearest = enclosure.nearest or Bounded.by(options, model, frozen).nearest()
+    return _enclosed(_margin(frozen, nearest, exact, options.p), enclosure)
+
+
+def _of_frozen(model: nn.Module, frozen: Frozen, options: Options, dtype: torch.dtype) -> Margin:
+    if not frozen.layers:
+        return _unbounded(frozen.x, options.p, dtype)
+    found = Bounded.by(options, model, frozen)
+    return _margin(frozen, found.nearest(), found.exact, options.p)
+
+
+def _margin(frozen: Frozen, found: search.Nearest, exact: bool, p: float) -> Margin:
     offset = search.entries([layer.offset for layer in frozen.layers], found.layer, found.neuron)
     sure = torch.full_like(found.value, exact, dtype=torch.bool)
     names = [layer.name for layer in frozen.layers]
-    margin = Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
-    return margin if enclosure is None else _enclosed(margin, enclosure)
+    return Margin(found.value, found.layer, found.neuron, offset, found.gradient, names, sure, p)
 
 
-def _nearest(
-    model: nn.Module,
-    frozen: Frozen,
-    q: float,
-    exact: bool,
-    chain: Chain | None,
-    failure_probability: float,
-    generator: torch.Generator | None,
-) -> search.Nearest:
-    if exact:
-        probe = Probe.fixed(frozen)
-        upper = bounds.exact_norms(frozen, probe, q, None) if chain is None else bounds.by_gram(chain, probe)
-        probe = Probe(probe.fine, None)  # few candidates are left
-    else:
-        probe = Probe.random(frozen, q, generator)
-        upper = bounds.by_search(frozen, probe, q, failure_probability, generator)
-    return search.nearest(model, frozen, upper, probe, q)
+def margins_in_turn(
+    model: nn.Module, x: Tensor, options: Options, last: str, apart: bool
+) -> tuple[Margin, Margin, Tensor]:
+    """The margins without the last layer of neurons, those with it, and the pieces [B, n] that its neurons are on.
+
+    Its name begins with `last`; where there is no such layer n is 0. Unless they are to be found `apart`, which takes
+    longer, both are those with it. The arguments are those that `margin` has checked.
+    """
+    below, whole, pieces = [], [], []
+    for part in x.split(evaluation.samples_at_once(model, x, torch.float64)):
+        frozen = freeze(model, part, torch.float64)
+        if frozen.layers and frozen.layers[-1].name.startswith(last):
+            found = Bounded.by(options, model, frozen)
+            nearest = found.nearest_in_turn() if apart else [found.nearest()] * 2
+            pair = [_margin(frozen, neurons, found.exact, options.p) for neurons in nearest]
+            pieces.append(frozen.layers[-1].piece)
+        else:
+            pair = [_of_frozen(model, frozen, options, torch.float64)] * 2
+            pieces.append(part.new_empty(len(part), 0, dtype=torch.short))
+        below.append(pair[0])
+        whole.append(pair[1])
+    return _joined(below), _joined(whole), torch.cat(pieces)
 
 
 def _enclosed(margin: Margin, by: Enclosure) -> Margin:
@@ -217,13 +217,6 @@ def _enclosed(margin: Margin, by: Enclosure) -> Margin:
         proven=by.undecided[:, 0] < 0,
         unproven=[None if layer < 0 else (layer, neuron) for layer, neuron in by.undecided.tolist()],
     )
-
-
-def _exact_is_cheaper(frozen: Frozen, chain: Chain | None) -> bool:
-    axes = frozen.x[0].numel()
-    if axes <= cost.SEARCH_PASSES or axes * sum(layer.z.numel() for layer in frozen.layers) <= cost.FEW_DERIVATIVES:
-        return True
-    return chain is not None and cost.gram(chain.weights) <= cost.SEARCH_PASSES * cost.forward(chain.weights)
 
 
 def _unbounded(x: Tensor, p: float, dtype: torch.dtype) -> Margin:

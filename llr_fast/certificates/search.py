@@ -40,19 +40,23 @@ class Computed:
 
 
 @torch.no_grad()
-def nearest(model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe, q: float) -> Nearest:
+def nearest(
+    model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe, q: float, known: Nearest | None = None
+) -> Nearest:
     """The neuron that bounds the region, given upper bounds of all norms; everything returned is of float64.
+
+    Where none is nearer than what is `known`, that.
 
     The coarse pass, where there is one, finds candidates and tightens their bounds; what is left below the best of them
     is decided in float64.
     """
     if probe.coarse is not None:
-        bounds = _tightened(bounds, _verify(model, frozen, bounds, probe.coarse, q)[1], probe)
-    return _verify(model, frozen, bounds, probe.fine, q)[0]
+        bounds = _tightened(bounds, _verify(model, frozen, bounds, probe.coarse, q, known)[1], probe)
+    return _verify(model, frozen, bounds, probe.fine, q, known)[0]
 
 
 def _verify(
-    model: nn.Module, frozen: Frozen, bounds: list[Tensor], backward: Backward, q: float
+    model: nn.Module, frozen: Frozen, bounds: list[Tensor], backward: Backward, q: float, known: Nearest | None
 ) -> tuple[Nearest, list[Computed]]:
     """Ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
@@ -60,7 +64,8 @@ def _verify(
     """
     x, distances = frozen.x, frozen.distances
     computed: list[Computed] = []
-    best = _nothing(x.to(backward.directions.dtype), distances[0])
+    like = x.to(backward.directions.dtype)
+    best = _nothing(like, distances[0]) if known is None else _copied(known, like)
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
         lowest, layer, neuron = smallest_bounds(distances, bounds, CANDIDATES)
@@ -133,6 +138,11 @@ def _nothing(x: Tensor, like: Tensor) -> Nearest:
     value = torch.full_like(like[:, 0], math.inf)
     layer, neuron = (torch.full_like(value, -1, dtype=torch.long) for _ in range(2))
     return Nearest(value, layer, neuron, torch.zeros_like(x))
+
+
+def _copied(known: Nearest, like: Tensor) -> Nearest:
+    gradient = known.gradient.to(like, copy=True)
+    return Nearest(known.value.clone(), known.layer.clone(), known.neuron.clone(), gradient)
 
 
 def _keep_smallest(best: Nearest, found: Computed, ratio: Tensor, gradient: Tensor) -> None:

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import llr_fast
-from llr_fast.certificates.margin import Method
+from llr_fast.certificates.strategy import Method
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "matplotlib", "scikit-learn")
 NORMS = (1, 2, math.inf)

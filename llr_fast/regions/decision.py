@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llr_fast.certificates import evaluation
+from llr_fast.certificates.agreement import plain_output
 from llr_fast.outputs import logits_of
 
 
@@ -26,9 +26,15 @@ class Decision(nn.Module):
         return torch.relu(logits) if classes == 1 else F.max_pool1d(logits.unsqueeze(1), classes).flatten(1)
 
 
-def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    """[B]: the classes at x [B, ...], in float64; of one logit, 1 where it is positive."""
-    decisions = evaluation.values_of(Decision(model), x, torch.float64)
-    if not decisions:
-        return torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return decisions[-1].piece[:, 0].long()
+def predicted(model: nn.Module, x: Tensor, pieces: Tensor) -> tuple[Tensor, int]:
+    """[B]: the classes at x [B, ...], from the pieces [B, n] of the decision's neurons, and how many classes there are.
+
+    Of one logit it is class 1 where it is positive. Where there are no such neurons, as the logits are the same
+    everywhere, they are computed.
+    """
+    if pieces.size(1):
+        return pieces[:, 0].long(), pieces.size(1) + 1
+    logits = logits_of(plain_output(model, x))
+    if logits.size(1) == 1:
+        return logits[:, 0].gt(0).long(), 2
+    return logits.argmax(1), logits.size(1)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llr_fast import norms
 from llr_fast.certificates import evaluation
-from llr_fast.certificates.agreement import plain_output
-from llr_fast.certificates.margin import Margin, margin
-from llr_fast.checks import check_choice, check_count, check_range, check_tensor
+from llr_fast.certificates.margin import Margin, margins_in_turn
+from llr_fast.certificates.strategy import Options
+from llr_fast.checks import check_count, check_range, check_tensor
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import Logits, logits_of
+from llr_fast.outputs import Logits
 from llr_fast.regions.decision import Decision, predicted
 from llr_fast.regions.walk import Walk
 
@@ -58,11 +56,11 @@ def robustness(
     """The l_p distance within which every sample keeps its class, from below and from above.
 
     With one region it is the smaller of the region's margin and the distance to where another class takes over: the
-    leads of the predicted class join the neurons that `margin` searches. (For p = 2 its exact method for dense chains,
-    which is several times as fast, does not apply.) With more regions, a walk from region to region in the order of
-    their distances (GeoCert; Jordan et al., 2019) raises the lower bound until it meets the nearest input of another
-    class. Each region takes the gradients of all neurons and a small quadratic (p = 2) or linear program for each
-    facet, so it is for small networks, few inputs, or short distances.
+    leads of the predicted class join the neurons that `margin` searches, at little more than its cost. With more
+    regions, a walk from region to region in the order of their distances (GeoCert; Jordan et al., 2019) raises the
+    lower bound until it meets the nearest input of another class. Each region takes the gradients of all neurons and a
+    small quadratic (p = 2) or linear program for each facet, so it is for small networks, few inputs, or short
+    distances.
 
     Args:
         model: a piecewise-linear network in evaluation mode, of logits [B, classes], or [B] or [B, 1] of one logit,
@@ -92,30 +90,51 @@ def robustness(
         >>> round(all.adversarial.item(), 6), all.exact.item()
         (1.75, True)
     """
-    p = check_choice("p", p, norms.NORMS)
+    options = Options(p, "auto", failure_probability, generator)
+    return with_margins(model, x, options, y, regions, until, progress, apart=False)[1]
+
+
+def with_margins(
+    model: nn.Module,
+    x: Tensor,
+    options: Options,
+    y: Tensor | None,
+    regions: int | None,
+    until: float,
+    progress: bool = False,
+    apart: bool = True,
+) -> tuple[Margin, Robustness]:
+    """The margins as well, from the same evaluation, if `apart`; arguments as those of `robustness`."""
+    options = options.checked()
     if regions is not None:
         regions = check_count("regions", regions)
     if until != math.inf:
         until = check_range("until", until, 0)
     evaluation.check(model, x, torch.float64)
-    needed = y is not None or regions != 1
-    classes = predicted(model, x) if needed else torch.zeros(len(x), dtype=torch.long, device=x.device)
-    wrong = torch.zeros_like(classes, dtype=torch.bool) if y is None else _wrong(model, x, y, classes)
-    options: dict[str, Any] = {"failure_probability": failure_probability, "generator": generator}
-    nearest = margin(Decision(model), x, p, **options)
-    found = _of_one_region(nearest, x)
-    found.lower[wrong] = found.upper[wrong] = 0.0
-    found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
+    if y is not None:
+        _check_labels(x, y)
+    margins, nearest, pieces = margins_in_turn(Decision(model), x, options, f"{Decision.__name__}:", apart)
+    classes, count = predicted(model, x, pieces)
+    found = _of_one_region(nearest, x, pieces.size(1) > 0)
+    if y is not None:
+        if not ((y >= 0) & (y < count)).all():
+            raise ValueError(f"y: expected classes from 0 to {count - 1}, got {y.min().item()} to {y.max().item()}")
+        wrong = classes != y.to(classes.device)
+        found.lower[wrong] = found.upper[wrong] = 0.0
+        found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
     left = ~found.exact & (found.lower <= until)
     if regions != 1 and left.any():
-        _walk(model, x, classes, p, found, left, regions, until, progress)
-    return found
+        _walk(model, x, classes, options.p, found, left, regions, until, progress)
+    return margins, found
 
 
-def _of_one_region(nearest: Margin, x: Tensor) -> Robustness:
-    """Where a decision is the nearest of all neurons it is on the boundary of the region, and exact."""
+def _of_one_region(nearest: Margin, x: Tensor, decided: bool) -> Robustness:
+    """Where a decision is the nearest of all neurons it is on the boundary of the region, and exact.
+
+    Its neurons are the last layer, where there is a decision.
+    """
     last = len(nearest.layer_names) - 1
-    decides = (nearest.layer == last) & nearest.value.isfinite()
+    decides = (nearest.layer == last) & nearest.value.isfinite() & decided
     upper = nearest.value.masked_fill(~decides, math.inf)
     point = nearest.boundary_point(x.detach().double())
     point[~decides] = math.nan
@@ -124,15 +143,10 @@ def _of_one_region(nearest: Margin, x: Tensor) -> Robustness:
     return Robustness(nearest.value.clone(), upper, point, exact, torch.ones_like(nearest.layer))
 
 
-def _wrong(model: nn.Module, x: Tensor, y: Tensor, found: Tensor) -> Tensor:
-    """[B]: where another class than y is the one that is `found`."""
+def _check_labels(x: Tensor, y: Tensor) -> None:
     check_tensor("y", y)
-    if y.shape != found.shape or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"y: expected integers of shape {tuple(found.shape)}, got {y.dtype} of {tuple(y.shape)}")
-    classes = max(2, logits_of(plain_output(model, x[:1])).size(1))
-    if not ((y >= 0) & (y < classes)).all():
-        raise ValueError(f"y: expected classes from 0 to {classes - 1}, got {y.min().item()} to {y.max().item()}")
-    return found != y.to(found.device)
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y: expected integers of shape {tuple(x.shape[:1])}, got {y.dtype} of {tuple(y.shape)}")
 
 
 def _walk(

@@ -13,14 +13,15 @@ from torch import Tensor, distributed, nn
 
 from llr_fast import norms
 from llr_fast.certificates.agreement import model_dtype, plain_output
-from llr_fast.certificates.margin import METHODS, Method, margin
+from llr_fast.certificates.margin import margin
+from llr_fast.certificates.strategy import METHODS, Method, Options
 from llr_fast.checks import check_choice, check_count, check_finite, check_generator, check_range, described
 from llr_fast.data import stream
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.outputs import logits_of
 from llr_fast.ranks import check_group, gathered
 from llr_fast.regions.count import Counter, RegionCount
-from llr_fast.regions.robustness import robustness
+from llr_fast.regions.robustness import with_margins
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,14 @@ def evaluate(
             raise ValueError(
                 f"loader: expected labels, which certified accuracy (eps) needs, got none in batch {index}"
             )
-        for value in certified:
-            options: dict[str, Any] = {"failure_probability": failure_probability, "generator": generator}
-            labels = y.long().to(x.device)
-            near = robustness(network, v, value, y=labels, regions=regions, until=limit / factor, **options)
-            certified[value] += int((near.lower * factor > limit).sum())
         for value in wanted:
-            part = margin(
-                network, v, value, method=method, failure_probability=failure_probability, generator=generator
-            )
+            options = Options(value, method, failure_probability, generator)
+            if eps is None:
+                part = margin(network, v, **vars(options))
+            else:
+                labels, until = y.long().to(x.device), limit / factor
+                part, near = with_margins(network, v, options, labels, regions, until)
+                certified[value] += int((near.lower * factor > limit).sum())
             found[value].append(part.value.cpu() * factor)
             exact[value] &= bool(part.exact.all())
     counter.merge(group)

@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import llr_fast
+from llr_fast.certificates import bounds as bounds_of_norms
+from llr_fast.certificates.bounds import Probe
+from llr_fast.certificates.frozen import freeze
 
 DTYPE = torch.float64
 
@@ -234,3 +237,57 @@ def test_constants_of_float32_keep_their_values(bounds):
 
     torch.manual_seed(0)
     compare.margins_are_right(Affine(), flat())
+
+
+class Pooled(nn.Module):
+    """A chain of dense layers, and maxima of its outputs."""
+
+    def __init__(self, maxima):
+        super().__init__()
+        self.chain, self.maxima = mlp(7, 6, 6, 9)[:-1], maxima
+
+    def forward(self, x):
+        return self.maxima(self.chain(x))
+
+
+MAXIMA = {
+    "windows": lambda h: F.max_pool1d(h.unsqueeze(1), 3, 2).sum(2),
+    "all": lambda h: h.amax(1),
+    "behind an axis": lambda h: h.unsqueeze(0).amax(2),
+    "several rows of a sample": lambda h: h.view(-1, 3).amax(1).view(-1, 3),
+}
+
+
+class Forked(nn.Module):
+    """A max-pooling of two layers of a chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = mlp(7, 6), mlp(6, 6)[:-1]
+
+    def forward(self, x):
+        h = self.first(x)
+        return F.max_pool1d(torch.stack([h, self.second(h)], 2), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DTYPE])
+@pytest.mark.parametrize("scale", [1.0, 1e-200])
+@pytest.mark.parametrize("maxima", MAXIMA.values(), ids=MAXIMA)
+def test_bounds_of_what_a_maximum_adds_to_a_chain_hold(maxima, scale, dtype):
+    torch.manual_seed(1)
+    model, x = Pooled(maxima).double(), torch.randn(5, 7, dtype=DTYPE)
+    model.chain[0].weight.data *= scale
+    frozen = freeze(model, x, DTYPE)
+    frozen.coarse = dtype
+    probe = Probe.fixed(frozen)
+    *hidden, last = bounds_of_norms.by_gram(frozen.topped_chain(), probe)
+    *expected, norms = bounds_of_norms.exact_norms(frozen, probe, 2, None)
+    for found, exact in zip(hidden, expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+    assert (last >= norms).all() and last.mean() < 3 * norms.mean()
+    assert frozen.chain() is None
+
+
+@pytest.mark.parametrize("model", [Forked(), nn.Sequential(Pooled(MAXIMA["windows"]), nn.ReLU()), mlp(7, 6)])
+def test_what_is_no_maximum_over_a_chain_is_none(model):
+    assert freeze(model.double(), torch.randn(5, 7, dtype=DTYPE), DTYPE).topped_chain() is None

@@ -110,20 +110,86 @@ def test_no_input_within_has_another_class_and_the_adversarial_one_is_at_the_bou
             assert not found.exact[i] or found.lower[i] == found.upper[i]
 
 
+def decisions(model, x, p):
+    """[B]: how far the nearest other class is if the network is affine."""
+    found = []
+    for point in x.split(1):
+        point = point.clone().requires_grad_()
+        out = model(point).view(-1)
+        leads = [out[0].abs()] if len(out) == 1 else [out.max() - other for other in out]
+        gradients = [torch.autograd.grad(lead, point, retain_graph=True)[0].flatten() for lead in leads]
+        ratios = [(d / g.norm(oracle.DUAL[p])).item() for d, g in zip(leads, gradients, strict=True) if g.any()]
+        found.append(min(ratios))
+    return torch.tensor(found, dtype=DTYPE)
+
+
+def flat(*sizes, **options):
+    """Of one logit, [B]."""
+    return nn.Sequential(*plain(*sizes, **options), nn.Flatten(0))
+
+
+NETWORKS = {
+    "narrow": lambda: plain(4, 12, 12, 5, seed=2),
+    "chain": lambda: plain(60, 40, 40, 40, 5),
+    "two layers": lambda: plain(60, 40, 12),
+    "two classes": lambda: plain(60, 40, 40, 2),
+    "one logit": lambda: plain(60, 40, 40, 1),
+    "one logit without an axis": lambda: flat(60, 40, 40, 1),
+    "in float32": lambda: plain(60, 40, 40, 5).float(),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 60)), nn.Conv1d(1, 4, 3), nn.Flatten(), plain(232, 20, 4)
+    ).double(),
+}
+
+
 @pytest.mark.parametrize("p", NORMS)
-def test_one_region_is_the_smaller_of_margin_and_decision(p):
-    model, x = plain(4, 12, 12, 5, seed=2), torch.randn(20, 4, dtype=DTYPE)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("decisive", [False, True], ids=["as it is", "near another class"])
+def test_one_region_is_the_smaller_of_margin_and_decision(network, p, decisive):
+    torch.manual_seed(0)
+    model = network().eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    x = torch.randn(12, 4 if layers[0].in_features == 4 else 60).to(layers[0].weight)
+    if decisive:
+        layers[-1].bias.data -= model(x[:1]).detach().flatten()  # there all classes are equal
+        x = x[:1] + 1e-2 * x
     found = llr_fast.robustness(model, x, p)
-    margin = oracle.margin(model, x, p)
-    for i in range(len(x)):
-        point = x[i : i + 1].clone().requires_grad_()
-        out = model(point)[0]
-        label, decision = out.argmax().item(), math.inf
-        for other in set(range(5)) - {label}:
-            (g,) = torch.autograd.grad(out[label] - out[other], point, retain_graph=True)
-            decision = min(decision, ((out[label] - out[other]) / norm(g, oracle.DUAL[p])).item())
-        assert found.lower[i].item() == pytest.approx(min(margin[i].item(), decision), rel=1e-9)
-        assert found.exact[i].item() == (decision < margin[i].item())
+    exactly = model.double()
+    margin, decision = oracle.margin(exactly, x.double(), p), decisions(exactly, x.double(), p)
+    torch.testing.assert_close(found.lower, torch.minimum(margin, decision), rtol=1e-9, atol=0)
+    assert torch.equal(found.exact, decision < margin)
+    assert not decisive or found.exact.any()
+
+
+@pytest.mark.parametrize("network", ["chain", "two layers", "two classes", "one logit", "one logit without an axis"])
+def test_one_region_of_a_chain_takes_gram_matrices(network, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("norms found another way")
+
+    for name in ("by_search", "exact_norms"):
+        monkeypatch.setattr(f"llr_fast.certificates.bounds.{name}", never)
+    model, x = NETWORKS[network](), torch.randn(300, 60, dtype=DTYPE)
+    assert llr_fast.robustness(model, x).lower.isfinite().all()
+
+
+class Constant(nn.Module):
+    """Of one class everywhere, though there are neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.ReLU()
+
+    def forward(self, x):
+        self.hidden(x)
+        return torch.tensor([[0.0, 1.0, 3.0, 2.0]], dtype=x.dtype).repeat(len(x), 1)
+
+
+def test_constant_logits_decide_nothing():
+    x = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
+    found = llr_fast.robustness(Constant(), x, y=torch.tensor([2, 1]))
+    assert found.lower.tolist() == [1.0, 0.0] and found.exact.tolist() == [False, True]
+    report = llr_fast.evaluate(Constant(), [(x, torch.tensor([2, 1]))], 2, eps=0.5, progress=False)
+    assert report.margins[2].tolist() == [1.0, 3.0] and report.certified == {2: 0.5}
 
 
 def test_bounds_rise_with_the_regions_that_may_be_visited():

@@ -209,6 +209,22 @@ def test_distances_that_are_none_are_refused(eps, error):
         quiet(nn.ReLU(), [torch.ones(1, 2)], eps=eps)
 
 
+@pytest.mark.parametrize("method", ["auto", "exact", "search"])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_margins_are_the_same_with_certified_accuracy(p, method, dtype, monkeypatch):
+    monkeypatch.setattr("llr_fast.certificates.bounds.FEW", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5)).to(dtype).eval()
+    x = torch.randn(40, 60, dtype=dtype)
+    y = model(x).argmax(1)
+    near = llr_fast.robustness(model, x, p, y=y).lower
+    eps = near.sort().values[17:19].mean().item()
+    found, plain = (quiet(model, [(x, y)], p, method=method, **options) for options in ({"eps": eps}, {}))
+    torch.testing.assert_close(found.margins, plain.margins, rtol=1e-12, atol=0)
+    assert found.exact == plain.exact and found.certified[p] == 22 / 40
+
+
 def test_certified_accuracy_needs_labels():
     with pytest.raises(ValueError, match="loader: expected labels, which certified accuracy"):
         quiet(nn.ReLU(), [torch.ones(1, 2)], eps=0.1)
