@@ -117,8 +117,8 @@ def with_margins(
     classes, count = predicted(model, x, pieces)
     found = _of_one_region(nearest, x, pieces.size(1) > 0)
     if y is not None:
-        if not ((y >= 0) & (y < count)).all():
-            raise ValueError(f"y: expected classes from 0 to {count - 1}, got {y.min().item()} to {y.max().item()}")
+        if not (y < count).all():
+            raise ValueError(f"y: expected classes from 0 to {count - 1}, got {y.max().item()}")
         wrong = classes != y.to(classes.device)
         found.lower[wrong] = found.upper[wrong] = 0.0
         found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
@@ -147,6 +147,8 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
     check_tensor("y", y)
     if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"y: expected integers of shape {tuple(x.shape[:1])}, got {y.dtype} of {tuple(y.shape)}")
+    if (y < 0).any():
+        raise ValueError(f"y: expected classes from 0, got {y.min().item()}")
 
 
 def _walk(

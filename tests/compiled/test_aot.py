@@ -22,8 +22,15 @@ from llr_fast.ops.tangent_activation import triton as tangent
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-TRAINED = (torch.float32, torch.bfloat16)  # networks in float64 are compiled for one target: that takes the longest
-DTYPES = {"sm_80": TRAINED, "sm_90": (*TRAINED, torch.float64), "sm_100": TRAINED, "gfx942": TRAINED[:1]}
+TRAINED, WIDE = (torch.float32, torch.bfloat16), (torch.float64,)
+# Networks in float64 are compiled for one target: that takes the longest.
+CHECKS = {
+    "sm_80": ("sm_80", TRAINED),
+    "sm_90": ("sm_90", TRAINED),
+    "sm_90 in float64": ("sm_90", WIDE),
+    "sm_100": ("sm_100", TRAINED),
+    "gfx942": ("gfx942", TRAINED[:1]),
+}
 # What the pickers distinguish: one direction, up to four, more; tangents of each sample, or the batch's.
 TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16) for shared in (1, 16)]
 # One direction, or several; of matrices, one for each sample or the batch's.
@@ -124,13 +131,13 @@ def _compile(index: int):
         return f"does not compile: {error}"
 
 
-def compiled(target: str):
+def compiled(target: str, dtypes: tuple[torch.dtype, ...]):
     """All launches with their resources, compiled by all cores, from forks that inherit the list of work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "7" if target.startswith("gfx") else None)
         WORK[:] = [
             (target, launch)
-            for dtype in DTYPES[target]
+            for dtype in dtypes
             for launch in configurations(dtype, target == "sm_90" and dtype == torch.float32)
         ]
     workers = os.cpu_count() if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1
@@ -139,10 +146,10 @@ def compiled(target: str):
     return [(launch, resources) for (_, launch), resources in zip(WORK, found, strict=True)]
 
 
-@pytest.mark.parametrize("target", SHARED_BYTES)
-def test_every_configuration_compiles(target):
+@pytest.mark.parametrize("target, dtypes", CHECKS.values(), ids=CHECKS)
+def test_every_configuration_compiles(target, dtypes):
     """Without spills, into the memory of the chip; products of low precision by the instructions made for them."""
-    faults, found = [], compiled(target)
+    faults, found = [], compiled(target, dtypes)
     for launch, resources in found:
         types = {v.dtype for v in launch.args.values() if isinstance(v, torch.Tensor)}
         fits = not isinstance(resources, str) and resources.shared <= SHARED_BYTES[target]
