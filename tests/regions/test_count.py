@@ -381,7 +381,9 @@ def test_kinks_that_absorb_all_that_moves_make_no_jacobians(scale):
 
 
 def test_values_that_are_exactly_on_a_kink_count():
+    """At the origin all neurons are on their kinks, and on both sides of it some are on."""
     model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.ReLU(), nn.Linear(4, 1)).double()
+    model[0].weight.data[:, 0] = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=DTYPE)
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], dtype=DTYPE)
     assert quiet(llr_fast.count_linear_regions, model, [x]).lower == 3
 
