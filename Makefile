@@ -31,9 +31,8 @@ gallery: $(INSTALLED)
 test: $(INSTALLED)
 	$(PARALLEL) llr_fast tests -m "not gpu"
 	$(if $(INTERPRETED),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
-	$(if $(INTERPRETED),@$(MAKE) --no-print-directory test-oldest-triton)
 
-# Compiled and interpreted by the oldest Triton too, whose rules and registers are others.
+# Compiled and interpreted by the oldest Triton too, whose rules and registers are others; three minutes of its own.
 test-oldest-triton: $(INSTALLED)
 	@test -d $(OLDEST_FOLDER) || { $(BIN)/pip install --quiet --no-deps --retries 1 --target $(OLDEST_FOLDER).part \
 		triton==$(OLDEST) "numpy<2.4" 2>/dev/null && mv $(OLDEST_FOLDER).part $(OLDEST_FOLDER); } || true
