@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from ..common.arguments import accumulation_dtype
+from ..common.registers import NO_SPILLS
 from .cell_kernels import roll_max_pool_cells_kernel
 from .kernels import roll_max_pool_kernel
 from .window_kernels import roll_max_pool_entries_kernel, roll_max_pool_winners_kernel
@@ -28,7 +29,7 @@ def geometry(z: Tensor, windows: Sequence[int]) -> tuple[list[int], dict]:
     constants = {
         "KERNEL": ones + kernel, "STRIDE": ones + stride, "PADDING": (0,) * (3 - rank) + padding,
         "DILATION": ones + dilation, "PLACES": places, "UNROLL": places if places <= UNROLLED else 1,
-        "BLOCK": BLOCK, "num_warps": WARPS,
+        "BLOCK": BLOCK, "num_warps": WARPS, **NO_SPILLS,
     }  # fmt: skip
     return [*ones, *z.shape[1:-1], *ones, *size, z.size(-1)], constants
 
