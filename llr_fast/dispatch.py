@@ -67,20 +67,26 @@ def define(schema: str, package: str, fake: Callable[..., Any], by_library: Sequ
     _packages[op], _by_library[op] = package, tuple(by_library)
 
     def run(*args: Any) -> Any:
-        tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor)]
-        tensor = tensors[0]
+        tensor = next(_tensors(args))
         if torch.is_autocast_enabled(tensor.device.type):  # an operator's dtypes are those of its arguments
             with torch.autocast(tensor.device.type, enabled=False):
                 return run(*args)
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-            narrowest = min((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
-            return implementation(op, tensor.device, narrowest)(*args)
+            # Statistics are wider than what they are of.
+            asked = by_library and tensor.is_cuda
+            dtype = min((t.dtype for t in _tensors(args)), key=lambda dtype: dtype.itemsize) if asked else None
+            return implementation(op, tensor.device, dtype)(*args)
 
     _implementations[op] = run
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"llr_fast::{op}", fake, lib=LIBRARY)
+
+
+def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+    """Those among an operator's arguments, and in lists of them."""
+    return (t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor))
 
 
 def differentiate(op: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:

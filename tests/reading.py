@@ -9,7 +9,16 @@ from llr_fast import dispatch
 class Readings(TorchDispatchMode):
     """Counts where numbers would be read back from a GPU, or decide on shapes, within this package's operators too."""
 
-    READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount", "_unique2")
+    READING = (
+        "_local_scalar_dense",
+        "nonzero",
+        "is_nonzero",
+        "equal",
+        "masked_select",
+        "bincount",
+        "unique",
+        "_unique2",
+    )
 
     def __init__(self):
         super().__init__()

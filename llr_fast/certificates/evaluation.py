@@ -100,7 +100,13 @@ def tangent_dtype(model: nn.Module, x: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that the tangents of an evaluation may take, in all and up to where more at a time gains nothing."""
+    """Bytes that the tangents of an evaluation may take.
+
+    Attributes:
+        memory: in all.
+        chunk: of directions at a time, from which on more gain nothing.
+        part: of samples at a time, likewise.
+    """
 
     memory: int
     chunk: int

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llr_fast.dispatch import backend, implementation
+from llr_fast.losses import estimators
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -18,8 +19,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.fixture(params=["cpu" if INTERPRETED else pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     pytest.importorskip("triton")
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return request.param
 
 
@@ -42,6 +41,18 @@ def ran(monkeypatch):
     return chosen
 
 
+@pytest.fixture
+def same_directions(monkeypatch):
+    """Random signs are drawn on the CPU, for generators differ between devices."""
+    draw = torch.randint
+
+    def randint(*args, device, generator, **named):
+        return draw(*args, **named).to(device)
+
+    monkeypatch.setattr(estimators.torch, "randint", randint)
+
+
 @pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
+def gpu(request):
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

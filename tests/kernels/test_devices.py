@@ -12,12 +12,6 @@ pytestmark = [pytest.mark.triton, pytest.mark.gpu]
 OPERATORS = [*oc.DIFFERENTIABLE, "roll_activation", "margin_reduce"]
 
 
-@pytest.fixture(autouse=True)
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-
 def case(op):
     """Inputs on the CPU, and the operator as a function of them."""
     if op == "roll_activation":

@@ -11,7 +11,6 @@ from ops import operator_cases as oc
 from torch.nn.functional import cross_entropy
 
 import llr_fast
-from llr_fast.losses import estimators
 
 pytestmark = pytest.mark.triton
 # A chain of dense layers, convolutions with batch-norm, and a residual block.
@@ -37,17 +36,6 @@ def step(loss, x):
 def on_the_cpu(function):
     with llr_fast.backend("reference"):
         return function()
-
-
-@pytest.fixture
-def same_directions(monkeypatch):
-    """Random signs are drawn on the CPU, for generators differ between devices."""
-    draw = torch.randint
-
-    def randint(*args, device, generator, **named):
-        return draw(*args, **named).to(device)
-
-    monkeypatch.setattr(estimators.torch, "randint", randint)
 
 
 @pytest.mark.parametrize("method", ["exact", "search"])

@@ -14,12 +14,6 @@ import llr_fast
 pytestmark = [pytest.mark.triton, pytest.mark.gpu]
 
 
-@pytest.fixture(autouse=True)
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-
 def planar():
     return nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 9), nn.LeakyReLU(0.1), nn.Linear(9, 3)).double()
 

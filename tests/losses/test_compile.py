@@ -33,7 +33,6 @@ NETWORKS = {"dense": lambda: networks.build("relu"), "abs": lambda: networks.bui
 
 @pytest.fixture(autouse=True)
 def fresh():
-    torch.manual_seed(0)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

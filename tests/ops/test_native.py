@@ -187,7 +187,7 @@ def test_every_instruction_set(isa):
         "-m",
         "pytest",
         "-k",
-        "native and not compiled and not opcheck and not derivatives",
+        "native and not compiled and not opcheck",
         "-p",
         "no:cacheprovider",
         *map(str, files),
