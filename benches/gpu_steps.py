@@ -62,10 +62,18 @@ def steps() -> Iterator[Pair]:
     plain = step(model, cross_entropy(model, x))
     yield "784-300x4-10, batch 64", plain, step(model, bench_training.with_roll(model, x))
     yield "the same, exact", plain, step(model, bench_training.with_roll(model, x, estimator="exact"))
+    yield from compiled("784-300x4-10, batch 64", model, x)
+    small = BATCHES[0]
+    yield from compiled(f"ResNet-18, {SIZE}x{SIZE}, batch {small}", *bench_training.resnet18(DEVICE, SIZE, small))
+
+
+def compiled(name: str, model: nn.Module, x: Tensor) -> Iterator[Pair]:
     for mode in ("default", "reduce-overhead"):
         losses = cross_entropy(model, x), bench_training.with_roll_of_default_generator(model, x)
-        compiled = (step(model, torch.compile(loss, fullgraph=True, mode=mode)) for loss in losses)
-        yield f"784-300x4-10, batch 64, compiled, {mode}", *compiled
+        yield (
+            f"{name}, compiled, {mode}",
+            *(step(model, torch.compile(loss, fullgraph=True, mode=mode)) for loss in losses),
+        )
 
 
 def margins() -> Iterator[Pair]:

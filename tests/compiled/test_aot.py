@@ -32,7 +32,7 @@ CHECKS = {
     "gfx942": ("gfx942", TRAINED[:1]),
 }
 # What the pickers distinguish: one direction, up to four, more; tangents of each sample, or the batch's.
-TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16) for shared in (1, 16)]
+TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16, 32) for shared in (1, 16)]
 # One direction, or several; of matrices, one for each sample or the batch's.
 PRODUCTS, GRAMS = [(1, 16, 16, 64, 64), (4, 64, 64, 64, 64)], [(16, 16, 64, 64), (16, 1, 64, 64)]
 # Rows whose length is no multiple of 16 but of 4 or of 1, which Triton compiles in other ways.

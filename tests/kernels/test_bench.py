@@ -37,7 +37,7 @@ def test_bench_of_a_gpu(device, monkeypatch, capsys, tmp_path):
     assert results["machine"]["gpu"] == CARD and results["machine"]["peaks"] == "data sheet of H100"
     assert [run["kernel"] for run in results["kernels"]] == 2 * [case.name for case in small]
     assert all(0 < run["floor"] < run["seconds"] for run in results["kernels"])
-    assert len(results["steps"]) == 6 and len(results["margins"]) == 2
+    assert len(results["steps"]) == 8 and len(results["margins"]) == 2
     out = capsys.readouterr().out
     assert out.startswith(CARD) and out.count("| 1000.0 |") == len(results["kernels"])
     assert out.count("|           1.00 |") == len(results["steps"]) and "ResNet-18, 32x32, batch 1 " in out

@@ -38,16 +38,16 @@ def test_losses_follow_torch(setting, asked, by_triton):
     model, x = networks.build("relu")
     roll = llr_fast.ROLLLoss(model.float().to(by_triton), estimator="exact")
     roll(x.float().to(by_triton))[1].backward()
-    assert set(asked) == {"tf32x3" if setting == "highest" else "tf32"}
+    assert set(asked) == {"ieee" if setting == "highest" else "tf32"}
 
 
 @pytest.mark.parametrize("method", ["exact", "search"])
 def test_certificates_are_never_cut(method, setting, asked, by_triton):
     model, x = networks.build("relu")
     llr_fast.margin(model.float().to(by_triton), x.float().to(by_triton), method=method)
-    assert set(asked) <= {"tf32x3", "ieee"}
+    assert set(asked) <= {"ieee"}
     with full_precision:
-        assert linear.dot_precision(torch.float32) == "tf32x3"
+        assert linear.dot_precision(torch.float32) == "ieee"
 
 
 def test_other_types_have_no_choice(setting):

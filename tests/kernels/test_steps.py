@@ -83,7 +83,8 @@ def test_a_sampled_step_against_float64_on_the_cpu(channels_last, same_direction
     loss = llr_fast.ROLLLoss(model, estimator="rademacher")
     found = results(step_of(loss), loss, x, y)
     for ours, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.cpu().double(), wanted, rtol=1e-4, atol=1e-5)
+        scale = wanted.abs().amax().item()  # of what float32 adds up, whose rounding small gradients share
+        torch.testing.assert_close(ours.cpu().double(), wanted, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

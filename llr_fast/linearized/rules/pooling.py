@@ -176,7 +176,8 @@ class _Tables:
         window, place = leading.nonzero()
 
         def on_device(table: Any) -> Tensor:
-            return torch.tensor(table, device=device)
+            # In compiled code a constant's copy on a GPU is read by the strides of the original.
+            return torch.tensor(np.ascontiguousarray(table), device=device)
 
         missing = on_device(empty) if empty.any() else None
         return _Tables(on_device(entries), on_device(real), missing, on_device(window), on_device(place))

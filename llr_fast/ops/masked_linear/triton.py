@@ -16,10 +16,11 @@ from .tiles import alignment, dot_precision, dot_type
 
 def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Tile of rows and outputs, and the inputs taken at a time, for rows of this alignment."""
-    outputs, warps, stages = (64, 4, 3) if align >= 4 else (32, 8, 2)
+    # Loads of single numbers take registers of their own.
+    half_outputs, outputs, warps = (128, 128, 4) if align >= 4 else (64, 32, 8)
     meta = {
-        2: {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_I": 32, "num_warps": 4 if align == 16 else 8, "num_stages": 4},
-        4: {"BLOCK_R": 64, "BLOCK_O": outputs, "BLOCK_I": 16, "num_warps": warps, "num_stages": stages},
+        2: {"BLOCK_R": 64, "BLOCK_O": half_outputs, "BLOCK_I": 32, "num_warps": warps, "num_stages": 3},
+        4: {"BLOCK_R": 64, "BLOCK_O": outputs, "BLOCK_I": 16, "num_warps": warps, "num_stages": 3},
         8: {"BLOCK_R": 32, "BLOCK_O": 32, "BLOCK_I": 16, "num_warps": 4, "num_stages": 3},
     }[dtype.itemsize]
     return NO_SPILLS | meta
@@ -27,11 +28,10 @@ def blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
 
 def backward_blocks(dtype: torch.dtype, align: int = 16) -> dict[str, int]:
     """Square tiles of both gradients, and the outputs and rows that they sum at a time, for rows of this alignment."""
-    # Loads of single numbers take so many registers that none are left to load ahead.
-    half_warps, (rows, warps, stages) = 4 if align == 16 else 8, (32, 4, 2) if align >= 4 else (16, 8, 1)
+    rows, warps = (32, 4) if align >= 4 else (16, 8)
     meta = {
-        2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": half_warps, "num_stages": 2},
-        4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": rows, "ROW_STAGES": stages, "num_warps": warps, "num_stages": stages},
+        2: {"BLOCK": 64, "STEP_O": 32, "STEP_R": 32, "ROW_STAGES": 1, "num_warps": warps, "num_stages": 2},
+        4: {"BLOCK": 64, "STEP_O": 16, "STEP_R": rows, "ROW_STAGES": 1, "num_warps": warps, "num_stages": 1},
         8: {"BLOCK": 32, "STEP_O": 16, "STEP_R": 16, "ROW_STAGES": 2, "num_warps": 8, "num_stages": 3},
     }[dtype.itemsize]
     return NO_SPILLS | meta

@@ -1,8 +1,9 @@
-"""The kernel of the gradient of roll_max_pool where windows are small: one pass over cells.
+"""The kernel of the gradient of roll_max_pool where windows are small: a pass over cells, after that over windows.
 
 A cell is what a window does not share with the one that begins `stride` further on: each entry is in one cell, and in
-windows that begin at its cell or up to SLOTS - 1 cells before, along each axis. Nothing is added up in memory, so the
-sums are the same from run to run. Sizes and constants are those of the kernel of the values.
+windows that begin at its cell or up to SLOTS - 1 cells before, along each axis. Which of them, is known beforehand.
+Nothing is added up in memory, so the sums are the same from run to run. Sizes and constants are those of the kernel of
+the values.
 """
 
 from __future__ import annotations
@@ -56,15 +57,14 @@ def entry_of_cell(
 
 @triton.jit
 def of_entry(
-    OWN: tl.constexpr, p_values, p_arriving, p_index, wide: tl.constexpr, m_c, b_n, b_d, b_h, b_w, b_i,
+    OWN: tl.constexpr, p_values, p_to_winners, p_index, wide: tl.constexpr, m_c, b_d, b_h, b_w, b_i,
     depth, height, width, out_depth, out_height, out_width, inner, scale,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    PLACES: tl.constexpr, SLOTS: tl.constexpr, HINGES: tl.constexpr,
+    SLOTS: tl.constexpr, HINGES: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the entry that is OWN from the beginning of each cell; b_d, b_h, b_w are the cells'."""
-    p_values += b_n * (depth * height * width * inner)
-    o_windows = b_n * (out_depth * out_height * out_width * inner)
-    b_own, _ = entry_of_cell(OWN, b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING)
+    b_own, m_real = entry_of_cell(OWN, b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING)
+    b_value = tl.load(p_values + b_own, mask=m_c & m_real, other=0.0).to(wide)
     b_found = tl.zeros(b_d.shape, wide)
     for slot in tl.static_range(SLOTS[0] * SLOTS[1] * SLOTS[2]):
         if place_of(OWN, slot, KERNEL, STRIDE, DILATION, SLOTS) >= 0:
@@ -72,71 +72,62 @@ def of_entry(
                 before(slot, SLOTS), b_d, b_h, b_w, b_i, out_depth, out_height, out_width, inner, ONES, ZEROS
             )
             m_w &= m_c
-            b_index = tl.load(p_index + o_windows + o_w, mask=m_w, other=0)
+            b_index = tl.load(p_index + o_w, mask=m_w, other=0)
             b_winning = tl.load(p_values + b_index, mask=m_w, other=0.0).to(wide)
-            b_to_winner = tl.load(p_arriving + o_windows + o_w, mask=m_w, other=0.0).to(wide)
-            b_to_own = tl.zeros_like(b_found)
-            for place in tl.static_range(PLACES):
-                b_at, m_real = entry_of_cell(
-                    from_cell(slot, place, KERNEL, STRIDE, DILATION, SLOTS),
-                    b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING,
-                )  # fmt: skip
-                b_value = tl.load(p_values + b_at, mask=m_c & m_real, other=0.0).to(wide)
-                b_to_loser = tl.where(m_real, to_loser(b_winning - b_value, scale, HINGES), 0.0)
-                b_to_winner -= b_to_loser
-                if place == place_of(OWN, slot, KERNEL, STRIDE, DILATION, SLOTS):
-                    b_to_own = b_to_loser
-            b_found += tl.where(m_w, b_to_own + tl.where(b_index == b_own, b_to_winner, 0.0), 0.0)
+            b_to_winner = tl.load(p_to_winners + o_w, mask=m_w, other=0.0)
+            b_to_own = tl.where(b_index == b_own, b_to_winner, to_loser(b_winning - b_value, scale, HINGES))
+            b_found += tl.where(m_w, b_to_own, 0.0)
     return b_found
 
 
 @triton.jit
 def of_cells(
-    p_gradient, p_values, p_arriving, p_index, wide: tl.constexpr, m_c, b_n, b_d, b_h, b_w, b_i,
+    p_gradient, p_values, p_to_winners, p_index, wide: tl.constexpr, m_c, b_n, b_d, b_h, b_w, b_i,
     depth, height, width, out_depth, out_height, out_width, inner, scale,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    PLACES: tl.constexpr, SLOTS: tl.constexpr, HINGES: tl.constexpr,
+    SLOTS: tl.constexpr, HINGES: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients of all entries of cells, after all loads: what they load alike is loaded once."""
+    o_sample = b_n * (depth * height * width * inner)
+    o_windows = b_n * (out_depth * out_height * out_width * inner)
     b_found = ()
     for own in tl.static_range(STRIDE[0] * STRIDE[1] * STRIDE[2]):
         b_found += (  # type: ignore[assignment]
             of_entry(
-                coordinates(own, STRIDE), p_values, p_arriving, p_index, wide, m_c, b_n, b_d, b_h, b_w, b_i,
-                depth, height, width, out_depth, out_height, out_width, inner, scale,
-                KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, HINGES,
+                coordinates(own, STRIDE), p_values + o_sample, p_to_winners + o_windows, p_index + o_windows, wide,
+                m_c, b_d, b_h, b_w, b_i, depth, height, width, out_depth, out_height, out_width, inner, scale,
+                KERNEL, STRIDE, PADDING, DILATION, SLOTS, HINGES,
             ),
         )  # fmt: skip
-    p_gradient += b_n * (depth * height * width * inner)
     for own in tl.static_range(STRIDE[0] * STRIDE[1] * STRIDE[2]):
         b_at, m_real = entry_of_cell(
             coordinates(own, STRIDE), b_d, b_h, b_w, b_i, depth, height, width, inner, STRIDE, PADDING
         )
-        tl.store(p_gradient + b_at, b_found[own], mask=m_c & m_real)
+        tl.store(p_gradient + o_sample + b_at, b_found[own], mask=m_c & m_real)
 
 
 @triton.jit
 def roll_max_pool_cells_kernel(
-    p_d_out, p_d_winning, p_d_sums, p_z, p_tangents, p_index, p_d_z, p_d_tangents, K, n, windows, cells,
+    p_d_sums, p_z, p_tangents, p_index, p_to_winners, p_d_z, p_d_tangents, K, n, windows, cells,
     depth, height, width, out_depth, out_height, out_width, inner, cells_depth, cells_height, cells_width,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    PLACES: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK cells: it knows all entries of all windows that theirs are in."""
+    """A program owns BLOCK cells."""
     wide: tl.constexpr = p_d_sums.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     m_c = program * BLOCK + tl.arange(0, BLOCK) < cells
     b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, cells_depth, cells_height, cells_width, inner, BLOCK)
     of_cells(
-        p_d_z, p_z, p_d_out, p_index, wide, m_c, b_n, b_d, b_h, b_w, b_i,
+        p_d_z, p_z, p_to_winners, p_index, wide, m_c, b_n, b_d, b_h, b_w, b_i,
         depth, height, width, out_depth, out_height, out_width, inner, tl.load(p_d_sums + 1),
-        KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, True,
+        KERNEL, STRIDE, PADDING, DILATION, SLOTS, True,
     )  # fmt: skip
     scale = -2 * tl.load(p_d_sums)
     for k in range(0, K):
         o_k = tl.cast(k, tl.int64)
         of_cells(
-            p_d_tangents + o_k * n, p_tangents + o_k * n, p_d_winning + o_k * windows, p_index, wide,
+            p_d_tangents + o_k * n, p_tangents + o_k * n, p_to_winners + (o_k + 1) * windows, p_index, wide,
             m_c, b_n, b_d, b_h, b_w, b_i, depth, height, width, out_depth, out_height, out_width, inner, scale,
-            KERNEL, STRIDE, PADDING, DILATION, PLACES, SLOTS, False,
+            KERNEL, STRIDE, PADDING, DILATION, SLOTS, False,
         )  # fmt: skip

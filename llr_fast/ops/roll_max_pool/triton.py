@@ -15,9 +15,8 @@ from .cell_kernels import roll_max_pool_cells_kernel
 from .kernels import roll_max_pool_kernel
 from .window_kernels import roll_max_pool_entries_kernel, roll_max_pool_winners_kernel
 
-BLOCK, WARPS = 256, 8  # an element for each thread: neighbours' windows begin `stride` apart
+BLOCK, WARPS = 128, 4  # an element for each thread: neighbours' windows begin `stride` apart
 UNROLLED = 16  # places of a window, or entries of a cell, that are held in registers
-TERMS = 96  # so many leads, of all windows that a cell is in, are in registers; half as many in float64
 
 
 def geometry(z: Tensor, windows: Sequence[int]) -> tuple[list[int], dict]:
@@ -71,24 +70,19 @@ def launch_roll_max_pool_backward(
     d_z, d_tangents = z.new_empty(z.shape), tangents.new_empty(tangents.shape)
     if not z.numel():
         return d_z, d_tangents
-    slot = slots(constants)
-    terms = math.prod(slot) * constants["PLACES"] * d_sums.itemsize // 4
-    if terms <= TERMS and math.prod(constants["STRIDE"]) <= UNROLLED:
-        cells = cells_of(sizes, constants)
-        total = z.size(0) * math.prod(cells) * z.size(-1)
-        del constants["UNROLL"]
-        roll_max_pool_cells_kernel[(triton.cdiv(total, BLOCK),)](
-            d_out, d_winning, d_sums, z, tangents, index, d_z, d_tangents, *counts, total, *sizes, *cells,
-            SLOTS=slot, **constants,
-        )  # fmt: skip
-        return d_z, d_tangents
     to_winners = d_sums.new_empty(1 + len(tangents), *index.shape)
     roll_max_pool_winners_kernel[(triton.cdiv(index.numel(), BLOCK),)](
         d_out, d_winning, d_sums, z, tangents, index, to_winners, *counts, *sizes, **constants
     )
-    del constants["PLACES"], constants["UNROLL"]
-    roll_max_pool_entries_kernel[(triton.cdiv(z.numel(), BLOCK),)](
-        d_out, d_winning, d_sums, z, tangents, index, to_winners, d_z, d_tangents, *counts, *sizes,
-        SLOTS=slot, UNROLL_SLOTS=math.prod(slot) if math.prod(slot) <= UNROLLED else 1, **constants,
-    )  # fmt: skip
+    given = (d_sums, z, tangents, index, to_winners, d_z, d_tangents, *counts)
+    slot, places = slots(constants), constants.pop("PLACES")
+    del constants["UNROLL"]
+    if places <= UNROLLED and math.prod(constants["STRIDE"]) <= UNROLLED:
+        cells = cells_of(sizes, constants)
+        total = z.size(0) * math.prod(cells) * z.size(-1)
+        roll_max_pool_cells_kernel[(triton.cdiv(total, BLOCK),)](*given, total, *sizes, *cells, SLOTS=slot, **constants)
+    else:
+        roll_max_pool_entries_kernel[(triton.cdiv(z.numel(), BLOCK),)](
+            *given, *sizes, SLOTS=slot, UNROLL_SLOTS=math.prod(slot) if math.prod(slot) <= UNROLLED else 1, **constants
+        )
     return d_z, d_tangents

@@ -1,7 +1,7 @@
-"""The kernels of the gradient of roll_max_pool where windows are large: a pass over windows, and one over entries.
+"""The kernels of the gradient of roll_max_pool: a pass over windows, and where these are large one over entries.
 
-A winner has to know all its losers: those of a large window are added up once, not for each of its entries. Nothing is
-added up in memory, so the sums are the same from run to run. Sizes and constants are those of the kernel of the values.
+A winner has to know all its losers: they are added up once, not for each of a window's entries. Nothing is added up in
+memory, so the sums are the same from run to run. Sizes and constants are those of the kernel of the values.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def window(b_x, slot, size, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING:
 
 @triton.jit
 def gathered(
-    p_values, p_arriving, p_to_winners, p_index, wide: tl.constexpr, m_x, b_n, b_d, b_h, b_w, b_i,
+    p_values, p_to_winners, p_index, wide: tl.constexpr, m_x, b_n, b_d, b_h, b_w, b_i,
     depth, height, width, out_depth, out_height, out_width, inner, scale,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     SLOTS: tl.constexpr, UNROLL_SLOTS: tl.constexpr, HINGES: tl.constexpr,
@@ -98,7 +98,7 @@ def gathered(
 
 @triton.jit
 def roll_max_pool_entries_kernel(
-    p_d_out, p_d_winning, p_d_sums, p_z, p_tangents, p_index, p_to_winners, p_d_z, p_d_tangents, K, n, windows,
+    p_d_sums, p_z, p_tangents, p_index, p_to_winners, p_d_z, p_d_tangents, K, n, windows,
     depth, height, width, out_depth, out_height, out_width, inner,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     SLOTS: tl.constexpr, UNROLL_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -110,7 +110,7 @@ def roll_max_pool_entries_kernel(
     m_x = o_x < n
     b_n, b_d, b_h, b_w, b_i = located(program * BLOCK, depth, height, width, inner, BLOCK)
     b_found = gathered(
-        p_z, p_d_out, p_to_winners, p_index, wide, m_x, b_n, b_d, b_h, b_w, b_i,
+        p_z, p_to_winners, p_index, wide, m_x, b_n, b_d, b_h, b_w, b_i,
         depth, height, width, out_depth, out_height, out_width, inner, tl.load(p_d_sums + 1),
         KERNEL, STRIDE, PADDING, DILATION, SLOTS, UNROLL_SLOTS, True,
     )  # fmt: skip
@@ -119,8 +119,7 @@ def roll_max_pool_entries_kernel(
     for k in range(0, K):
         o_k = tl.cast(k, tl.int64)
         b_found = gathered(
-            p_tangents + o_k * n, p_d_winning + o_k * windows,
-            p_to_winners + (o_k + 1) * windows, p_index, wide,
+            p_tangents + o_k * n, p_to_winners + (o_k + 1) * windows, p_index, wide,
             m_x, b_n, b_d, b_h, b_w, b_i, depth, height, width, out_depth, out_height, out_width, inner, scale,
             KERNEL, STRIDE, PADDING, DILATION, SLOTS, UNROLL_SLOTS, False,
         )  # fmt: skip

@@ -16,10 +16,10 @@ from .kernels import (
 
 
 def blocks(directions: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tiles of 8 KiB, [BLOCK_K, BLOCK_N], wide where there are few directions."""
-    block_k = 1 if directions == 1 else 4 if directions <= 4 else 16
-    warps = 8 if dtype == torch.float64 else 4
-    return NO_SPILLS | {"BLOCK_K": block_k, "BLOCK_N": 8192 // dtype.itemsize // block_k, "num_warps": warps}
+    """Tiles [BLOCK_K, BLOCK_N], wide where there are few directions; of eight numbers a thread, or of eight KiB."""
+    block_k = 1 if directions == 1 else 4 if directions <= 4 else 16 if directions <= 16 else 32
+    size = min(2048, 8192 // dtype.itemsize)
+    return NO_SPILLS | {"BLOCK_K": block_k, "BLOCK_N": size // block_k, "num_warps": 8}
 
 
 def _layout(tangents: Tensor, slope: Tensor) -> tuple[Tensor, int, int]:
