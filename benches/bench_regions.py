@@ -1,4 +1,9 @@
-"""All linear regions of dense networks on a square, against regioncam, which computes in float32."""
+"""All linear regions of dense networks on a square, against other tools.
+
+regioncam computes in float32; relucent asks a solver for the neighbours of each region: of the smallest network only.
+"""
+
+import importlib.util
 
 import pytest
 import torch
@@ -38,9 +43,17 @@ def test_regions_on_plane(width, device, interleaved):
     def find():
         return llr_fast.regions_on_plane(model, SQUARE, like=torch.zeros(1), progress=False)
 
-    # Float32 merges vertices that are as good as one.
+    def count_by_relucent():
+        import relucent
+
+        regions = relucent.Complex(model)
+        regions.bfs(cube_radius=1.0, cube_mode="clipped", nworkers=1, verify=False, verbose=0)
+        return [torch.tensor([float(len(regions))])]
+
     counts = {"regioncam": count_by_regioncam, OURS: lambda: [torch.tensor([float(len(find()))])]}
-    check_agreement(counts, rtol=1e-3)
+    if width == 16 and importlib.util.find_spec("relucent"):
+        counts["relucent"] = count_by_relucent
+    check_agreement(counts, rtol=1e-3)  # float32 merges vertices that are as good as one
     interleaved(
         counts | {OURS: find}, table="regions", network=f"2-{width}-{width}-{width}-1", shape=[1, 2], dtype="float64"
     )

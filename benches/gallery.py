@@ -16,6 +16,7 @@ from llr_fast.commands import demo
 from llr_fast.paper import toy
 from llr_fast.paper.study import save
 from llr_fast.plot import plot_regions, plot_stability_bounds
+from llr_fast.reports.plot_of_regions import legend_entries
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 NORM = {1: "1", 2: "2", math.inf: r"\infty"}
@@ -43,10 +44,13 @@ def balls() -> Figure:
     """The margins of one network for the three norms."""
     x, y = toy.spirals()
     model = trained(x, y, lambda model: ROLLLoss(model, lam=0.1, C=5.0))
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    for ax, p in zip(figure.subplots(1, 3), (1, 2, math.inf)):
-        plot_regions(model, x, y=y, extent=(-1.2, 1.2, -1.2, 1.2), p=p, colorbar=p == math.inf, ax=ax)
+    figure = Figure(figsize=(12, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for ax, p in zip(axes, (1, 2, math.inf)):
+        extent = (-1.2, 1.2, -1.2, 1.2)
+        plot_regions(model, x, y=y, extent=extent, p=p, colorbar=p == math.inf, legend=False, ax=ax)
         ax.set_title(rf"$\ell_{{{NORM[p]}}}$ margins")
+    figure.legend(*legend_entries(axes[1], 2), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

@@ -123,8 +123,8 @@ def _growth(runs: list[dict]) -> str:
 
 
 def _regions(runs: list[dict]) -> str:
-    rows = [[run["network"], _number(ratio(run, "regioncam"))] for run in runs]
-    return _table(["all regions on a square", "regioncam (float32)"], rows)
+    rows = [[run["network"], *(_number(ratio(run, tool)) or "-" for tool in ("regioncam", "relucent"))] for run in runs]
+    return _table(["all regions on a square", "regioncam (float32)", "relucent"], rows)
 
 
 def _memory(runs: list[dict]) -> str:

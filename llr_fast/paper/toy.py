@@ -91,11 +91,15 @@ def figure(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> Figure:
     from matplotlib.figure import Figure
 
     from llr_fast.plot import plot_regions
+    from llr_fast.reports.plot_of_regions import legend_entries
 
-    panels = Figure(figsize=(4 * len(networks), 4), layout="constrained")
-    for i, (ax, (name, model)) in enumerate(zip(panels.subplots(1, len(networks)), networks.items())):
-        plot_regions(model, x, y=y, extent=(-HALF, HALF, -HALF, HALF), colorbar=i == len(networks) - 1, ax=ax)
+    panels = Figure(figsize=(4 * len(networks), 4.3), layout="constrained")
+    axes = panels.subplots(1, len(networks))
+    for i, (ax, (name, model)) in enumerate(zip(axes, networks.items())):
+        extent, last = (-HALF, HALF, -HALF, HALF), i == len(networks) - 1
+        plot_regions(model, x, y=y, extent=extent, colorbar=last, legend=False, ax=ax)
         ax.set_title(name)
+    panels.legend(*legend_entries(axes[0], 2), loc="outside lower center", ncols=5, frameon=False)
     return panels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from llr_fast.certificates import evaluation
 from llr_fast.certificates.margin import margin
 from llr_fast.checks import check_choice, check_count, check_model, described
 from llr_fast.outputs import logits_of
+from llr_fast.regions.boundary import decision_boundary
 from llr_fast.regions.plane import Extent, Plane, check_extent, regions_on_plane
 from llr_fast.reports.plot import COLOURS, new_axes
 
@@ -30,14 +31,15 @@ def plot_regions(
     target: int = -1,
     resolution: int = 200,
     colorbar: bool = True,
+    legend: bool = True,
     ax: Axes | None = None,
     progress: bool = True,
 ) -> Axes:
     """Draws the linear regions of a network on a plane, as in Figure 1 of the paper.
 
-    Lines are the exact boundaries of the regions. Around each point lies the l_p ball of its margin: a circle, a
-    diamond (p = 1) or a square (p = inf). Arrows are gradients of the drawn logit, the longest a tenth of the picture.
-    The colour is the predicted probability.
+    Thin lines are the exact boundaries of the regions, a thick one is the decision boundary. Around each point lies the
+    l_p ball of its margin: a circle, a diamond (p = 1) or a square (p = inf). Arrows are gradients of the drawn logit,
+    the longest a tenth of the picture. The colour is the predicted probability.
 
     Args:
         model: a piecewise-linear network in evaluation mode, with output [B], [B, 1] or [B, classes], found
@@ -52,6 +54,7 @@ def plot_regions(
         target: the class whose logit and probability are drawn; a single output is a logit.
         resolution: pixels of the probabilities along each axis.
         colorbar: whether to draw the scale of the probabilities.
+        legend: whether to name, below the picture, what is drawn in it.
         ax: where to draw; a new figure if None.
         progress: whether long work shows a progress bar.
 
@@ -89,11 +92,16 @@ def plot_regions(
     _check_target(model, like, target)
     ax = new_axes((6, 5)) if ax is None else ax
     _draw_probability(ax, model, extent, like, target, resolution, colorbar)
-    _draw_boundaries(ax, regions_on_plane(model, extent, like=like, progress=progress))
+    regions = regions_on_plane(model, extent, like=like, progress=progress)
+    _draw_boundaries(ax, regions, decision_boundary(model, regions, like, target))
     if x is not None:
         _draw_balls(ax, x, margin(model, x, p).value, p)
         _draw_gradients(ax, model, x, target, extent)
         _draw_points(ax, x, y)
+    handles, labels = legend_entries(ax, p, balls=x is not None)
+    if legend and handles:
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+        ax.legend(handles, labels, fontsize="small", ncols=3, frameon=False, **below)
     ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     first, second = ("distance along the plane", "distance across") if through is not None else ("$x_1$", "$x_2$")
     ax.set(xlabel=first, ylabel=second)
@@ -138,11 +146,15 @@ def _check_target(model: nn.Module, like: Tensor, target: int) -> None:
         raise ValueError(f"target: expected a class from {-classes} to {classes - 1}, got {target}")
 
 
-def _draw_boundaries(ax: Axes, regions: list[Tensor]) -> None:
-    from matplotlib.collections import PolyCollection
+def _draw_boundaries(ax: Axes, regions: list[Tensor], decision: Tensor) -> None:
+    from matplotlib.collections import LineCollection, PolyCollection
 
     polygons = [polygon.numpy() for polygon in regions]
     ax.add_collection(PolyCollection(polygons, facecolors="none", edgecolors="0.25", linewidths=0.35))
+    if len(decision):
+        segments: Any = decision.numpy()
+        style = {"colors": "black", "linewidths": 2, "capstyle": "round"}
+        ax.add_collection(LineCollection(segments, label="decision boundary", zorder=2.5, **style))
 
 
 def _draw_balls(ax: Axes, x: Tensor, radius: Tensor, p: float) -> None:
@@ -174,4 +186,18 @@ def _draw_points(ax: Axes, x: Tensor, y: Tensor | None) -> None:
     for i, label in enumerate(classes.unique()):
         a, b = x.detach().cpu()[classes == label].t()
         marker, colour = "osD^"[i % 4], ("white", *COLOURS)[i % 5]
-        ax.scatter(a, b, s=12, color=colour, marker=marker, edgecolors="black", linewidths=0.9, zorder=5)
+        name = "input" if y is None else f"class {label}"
+        ax.scatter(a, b, s=12, color=colour, marker=marker, edgecolors="black", linewidths=0.9, zorder=5, label=name)
+
+
+def legend_entries(ax: Axes, p: float, balls: bool = True) -> tuple[list[Any], list[str]]:
+    """Handles and labels of what has a label, and of the balls and arrows, for a legend."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = ax.get_legend_handles_labels()
+    if balls:
+        ball = Line2D([], [], linestyle="", color="black", fillstyle="none", marker={1.0: "D", 2.0: "o"}.get(p, "s"))
+        arrow = Line2D([], [], linestyle="", color="black", marker=r"$\rightarrow$", markersize=12)
+        handles += [ball, arrow]
+        labels += [f"margin, l{p:g}", "gradient of the logit"]
+    return handles, labels

@@ -10,6 +10,7 @@ from torch import nn
 
 import llr_fast
 from llr_fast.plot import plot_regions, plot_stability_bounds
+from llr_fast.regions.boundary import decision_boundary
 from llr_fast.regions.plane import Plane, regions_on_plane
 
 DTYPE = torch.float64
@@ -120,7 +121,7 @@ def test_empty_rectangle_is_refused():
 def test_balls_have_the_margin_as_radius(p):
     model, x = dense(), torch.tensor([[0.5, 0.25], [-1.0, 1.0]])
     ax = plot_regions(model, x, p=p, progress=False)
-    paths = ax.collections[1].get_paths()
+    paths = next(c for c in ax.collections if type(c).__name__ == "PatchCollection").get_paths()
     for path, centre, radius in zip(paths, x, llr_fast.margin(model, x, p).value, strict=True):
         corners = torch.from_numpy(path.vertices) - centre
         norms = torch.linalg.vector_norm(corners, p, dim=1)
@@ -135,7 +136,7 @@ def test_picture_holds_every_region_and_the_gradients():
     model, x = dense(outputs=3), torch.tensor([[0.5, 0.25], [-1.0, 1.0]])
     extent = (-2, 2, -1, 1)
     ax = plot_regions(model, x, extent=extent, target=1, y=torch.tensor([0, 1]), progress=False)
-    boundaries, _, arrows, *points = ax.collections
+    boundaries, _, _, arrows, *points = ax.collections
     assert len(boundaries.get_paths()) == len(regions_on_plane(model, extent, like=x))
     inside = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(inside)[:, 1].sum(), inside)
@@ -143,6 +144,32 @@ def test_picture_holds_every_region_and_the_gradients():
     torch.testing.assert_close(drawn / drawn.norm(dim=1).max(), gradient / gradient.norm(dim=1).max())
     assert len(points) == 2 and ax.get_xlim() == (-2, 2) and ax.get_ylim() == (-1, 1)
     assert "class 1" in ax.figure.axes[1].get_ylabel()
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == ["decision boundary", "class 0", "class 1", "margin, l2", "gradient of the logit"]
+
+
+@pytest.mark.parametrize("outputs, target", [(1, -1), (2, 0), (4, 0), (4, 2), (4, -1)])
+def test_decision_boundary(outputs, target):
+    """On it the class is as likely as the best of the others, and where it crosses a line the prediction turns."""
+    model, extent = dense(outputs=outputs).double(), (-4.0, 4.0, -3.0, 5.0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+
+    def lead(points):
+        logits = model(points).detach()
+        others = logits.index_fill(1, torch.tensor(range(outputs)[target]), -math.inf)
+        return logits[:, 0] if outputs == 1 else logits[:, target] - others.amax(1)
+
+    like = torch.zeros(1, dtype=DTYPE)
+    segments = decision_boundary(model, regions_on_plane(model, extent, like=like), like, target)
+    assert segments.shape[1:] == (2, 2) and len(segments) > 3, len(segments)
+    for share in (0.0, 0.3, 1.0):
+        assert lead(torch.lerp(segments[:, 0], segments[:, 1], share)).abs().max() < 1e-12
+    for height in torch.linspace(-2.9, 4.9, 14, dtype=DTYPE):
+        x = torch.linspace(-4, 4, 4001, dtype=DTYPE)
+        turns = (lead(torch.stack([x, height.expand(4001)], 1)) >= 0).int().diff().abs().sum()
+        below = segments[..., 1] < height
+        assert turns == (below[:, 0] != below[:, 1]).sum()
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
