@@ -157,10 +157,13 @@ def _joined(parts: Sequence[Margin]) -> Margin:
 
 def _of_part(model: nn.Module, x: Tensor, options: Options, dtype: torch.dtype, rigorous: bool) -> Margin:
     frozen = freeze(model, x, dtype, bounds=rigorous)
-    if not rigorous:
-        return _of_frozen(model, frozen, options, dtype)
+    return _enclosed_of_frozen(model, frozen, options) if rigorous else _of_frozen(model, frozen, options, dtype)
+
+
+def _enclosed_of_frozen(model: nn.Module, frozen: Frozen, options: Options) -> Margin:
+    """With an enclosure; the evaluation has noted what rounding does."""
     if not frozen.layers:
-        none = _unbounded(x, options.p, dtype)
+        none = _unbounded(frozen.x, options.p, torch.float64)
         return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
     chain = frozen.chain() if options.by_gram else None
     exact = options.exact(frozen, chain)
@@ -186,24 +189,26 @@ def _margin(frozen: Frozen, found: search.Nearest, exact: bool, p: float) -> Mar
 
 
 def margins_in_turn(
-    model: nn.Module, x: Tensor, options: Options, last: str, apart: bool
+    model: nn.Module, x: Tensor, options: Options, last: str, apart: bool, rigorous: bool
 ) -> tuple[Margin, Margin, Tensor]:
     """The margins without the last layer of neurons, those with it, and the pieces [B, n] that its neurons are on.
 
     Its name begins with `last`; where there is no such layer n is 0. Unless they are to be found `apart`, which takes
-    longer, both are those with it. The arguments are those that `margin` has checked.
+    longer, both are those with it, as they are with enclosures. The arguments are those that `margin` has checked.
     """
     below, whole, pieces = [], [], []
     for part in x.split(evaluation.samples_at_once(model, x, torch.float64)):
-        frozen = freeze(model, part, torch.float64)
-        if frozen.layers and frozen.layers[-1].name.startswith(last):
+        frozen = freeze(model, part, torch.float64, bounds=rigorous)
+        has_last = bool(frozen.layers) and frozen.layers[-1].name.startswith(last)
+        pieces.append(frozen.layers[-1].piece if has_last else part.new_empty(len(part), 0, dtype=torch.short))
+        if rigorous:
+            pair = [_enclosed_of_frozen(model, frozen, options)] * 2
+        elif has_last:
             found = Bounded.by(options, model, frozen)
             nearest = found.nearest_in_turn() if apart else [found.nearest()] * 2
             pair = [_margin(frozen, neurons, found.exact, options.p) for neurons in nearest]
-            pieces.append(frozen.layers[-1].piece)
         else:
             pair = [_of_frozen(model, frozen, options, torch.float64)] * 2
-            pieces.append(part.new_empty(len(part), 0, dtype=torch.short))
         below.append(pair[0])
         whole.append(pair[1])
     return _joined(below), _joined(whole), torch.cat(pieces)

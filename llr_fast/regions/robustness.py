@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llr_fast.certificates import evaluation
-from llr_fast.certificates.margin import Margin, margins_in_turn
+from llr_fast.certificates.margin import Margin, margin, margins_in_turn
+from llr_fast.certificates.rigorous import assumptions
 from llr_fast.certificates.strategy import Options
 from llr_fast.checks import check_count, check_range, check_tensor
 from llr_fast.data import PATIENCE
@@ -31,6 +32,8 @@ class Robustness:
             logit up to rounding; NaN where none was found.
         exact: [B] bool: `lower` and `upper` are the distance to the nearest input of another class.
         regions: [B] int64: how many linear regions were visited.
+        proven: [B] bool, with `rigorous`: whether the predicted class and the side of its kink that each neuron is on
+            are proven; else None.
     """
 
     lower: Tensor
@@ -38,6 +41,7 @@ class Robustness:
     adversarial: Tensor
     exact: Tensor
     regions: Tensor
+    proven: Tensor | None = None
 
 
 @as_written
@@ -52,6 +56,7 @@ def robustness(
     progress: bool = False,
     failure_probability: float = 1e-10,
     generator: torch.Generator | None = None,
+    rigorous: bool = False,
 ) -> Robustness:
     """The l_p distance within which every sample keeps its class, from below and from above.
 
@@ -74,9 +79,12 @@ def robustness(
         until: a distance; the walk may stop once it knows whether another class is as near as that.
         progress: whether long work shows a progress bar.
         failure_probability, generator: of the search for the nearest neuron, as in `margin`.
+        rigorous: with one region, bounds that hold in real arithmetic, as those of `margin`: within `lower` of x the
+            predicted class is the same, and within `upper` another one has as large a logit. Where a sign or the class
+            itself is not proven, `lower` is 0. `adversarial` is the computed point.
 
     Raises:
-        ValueError: the output has no logits, y are no classes; and as `margin`.
+        ValueError: the output has no logits, y are no classes, more than one region with `rigorous`; and as `margin`.
 
     Example:
         >>> import torch, llr_fast
@@ -91,7 +99,7 @@ def robustness(
         (1.75, True)
     """
     options = Options(p, "auto", failure_probability, generator)
-    return with_margins(model, x, options, y, regions, until, progress, apart=False)[1]
+    return with_margins(model, x, options, y, regions, until, progress, apart=False, rigorous=rigorous)[1]
 
 
 def with_margins(
@@ -103,6 +111,7 @@ def with_margins(
     until: float,
     progress: bool = False,
     apart: bool = True,
+    rigorous: bool = False,
 ) -> tuple[Margin, Robustness]:
     """The margins as well, from the same evaluation, if `apart`; arguments as those of `robustness`."""
     options = options.checked()
@@ -110,17 +119,32 @@ def with_margins(
         regions = check_count("regions", regions)
     if until != math.inf:
         until = check_range("until", until, 0)
+    if rigorous and regions != 1:
+        raise ValueError(f"regions: expected 1 with rigorous=True, got {regions}")
     evaluation.check(model, x, torch.float64)
+    if rigorous:
+        assumptions.check(x, torch.float64)
+        options = replace(options, failure_probability=options.failure_probability / 2)  # of two searches
     if y is not None:
         _check_labels(x, y)
-    margins, nearest, pieces = margins_in_turn(Decision(model), x, options, f"{Decision.__name__}:", apart)
+    last = f"{Decision.__name__}:"
+    margins, nearest, pieces = margins_in_turn(Decision(model), x, options, last, apart, rigorous)
     classes, count = predicted(model, x, pieces)
     found = _of_one_region(nearest, x, pieces.size(1) > 0)
+    if rigorous:
+        region = margin(
+            model, x, options.p, failure_probability=options.failure_probability, generator=options.generator,
+            rigorous=True,
+        )  # fmt: skip
+        found = _enclosed(found, nearest, region)
     if y is not None:
         if not (y < count).all():
             raise ValueError(f"y: expected classes from 0 to {count - 1}, got {y.max().item()}")
         wrong = classes != y.to(classes.device)
-        found.lower[wrong] = found.upper[wrong] = 0.0
+        found.lower[wrong] = 0.0
+        if found.proven is not None:
+            wrong &= found.proven
+        found.upper[wrong] = 0.0
         found.adversarial[wrong], found.exact[wrong] = x[wrong].detach().double(), True
     left = ~found.exact & (found.lower <= until)
     if regions != 1 and left.any():
@@ -141,6 +165,20 @@ def _of_one_region(nearest: Margin, x: Tensor, decided: bool) -> Robustness:
     # Without any kink the network is affine, and without a decision constant.
     exact = decides | nearest.value.isinf()
     return Robustness(nearest.value.clone(), upper, point, exact, torch.ones_like(nearest.layer))
+
+
+def _enclosed(found: Robustness, nearest: Margin, region: Margin) -> Robustness:
+    """In real arithmetic, by the enclosed margins with the decisions among the neurons, and without.
+
+    The kink within `upper` is that of a decision where the region is known to reach beyond it.
+    """
+    assert nearest.lower is not None and nearest.upper is not None and region.lower is not None
+    decides = (nearest.upper <= region.lower) & nearest.upper.isfinite()
+    upper = nearest.upper.masked_fill(~decides, math.inf)
+    point = found.adversarial.clone()
+    point[~decides] = math.nan
+    exact = decides | nearest.lower.isinf()
+    return Robustness(nearest.lower, upper, point, exact, found.regions, nearest.proven)
 
 
 def _check_labels(x: Tensor, y: Tensor) -> None:

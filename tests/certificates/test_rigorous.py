@@ -29,10 +29,15 @@ def dense(sizes: list[int], seed: int) -> tuple[nn.Sequential, torch.Tensor]:
 
 def true_margins(model: nn.Sequential, x: torch.Tensor, p: float) -> list[np.longdouble]:
     """In 80 bits, of a chain of dense layers."""
+    return [region for region, _ in true_distances(model, x, p)]
+
+
+def true_distances(model: nn.Sequential, x: torch.Tensor, p: float) -> list[tuple[np.longdouble, np.longdouble]]:
+    """In 80 bits, to the nearest kink of a chain of dense layers, and to where another logit is as large."""
     norm = {1: lambda j: np.abs(j).max(1), 2: lambda j: np.sqrt((j * j).sum(1)), math.inf: lambda j: np.abs(j).sum(1)}[
         p
     ]
-    margins = []
+    found = []
     for sample in x:
         value, jacobian = sample.numpy().astype(LONG), np.eye(len(sample), dtype=LONG)
         best = LONG(np.inf)
@@ -44,8 +49,10 @@ def true_margins(model: nn.Sequential, x: torch.Tensor, p: float) -> list[np.lon
             else:
                 weight, bias = layer.weight.detach().numpy().astype(LONG), layer.bias.detach().numpy().astype(LONG)
                 value, jacobian = weight @ value + bias, weight @ jacobian
-        margins.append(best)
-    return margins
+        winner = value.argmax()
+        lead, gradient = np.delete(value[winner] - value, winner), np.delete(jacobian[winner] - jacobian, winner, 0)
+        found.append((best, (lead / norm(gradient)).min()))
+    return found
 
 
 def misses(model: nn.Module, x: torch.Tensor, truth: list, p: float, **options) -> int:
@@ -180,3 +187,50 @@ def test_values_in_float32_are_refused():
     model, x = dense([3, 4, 2], 0)
     with pytest.raises(ValueError, match=r"dtype: expected torch\.float64 with rigorous=True, got torch\.float32"):
         llr_fast.margin(model, x, dtype=torch.float32, rigorous=True)
+
+
+@needs_80_bits
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("seed", range(8))
+def test_true_distances_of_decisions_are_enclosed(seed, p):
+    """Of random networks, and of others whose decisions are nearer than their kinks."""
+    model, x = dense([[3, 5, 2], [6, 8, 8, 3], [10, 40, 40, 4], [2, 9, 9, 3]][seed % 4], seed)
+    if seed >= 4:
+        for layer in model[:-1:2]:
+            nn.init.constant_(layer.bias, 50.0)
+        with torch.no_grad():
+            model[-1].bias -= model(x.mean(0))
+    found = llr_fast.robustness(model, x, p, rigorous=True, generator=torch.Generator().manual_seed(0))
+    assert found.proven.all() and (seed < 4 or found.exact.all())
+    for i, (region, decision) in enumerate(true_distances(model, x, p)):
+        low, high = LONG(found.lower[i].item()), LONG(found.upper[i].item())
+        nearest = min(region, decision)
+        assert nearest * (1 - LONG(1e-6)) <= low <= nearest
+        if decision < region:
+            assert decision <= high <= decision * (1 + LONG(1e-6))
+            logits = model.double()(found.adversarial[i : i + 1]).topk(2).values[0]
+            assert (logits[0] - logits[1]).abs() < 1e-9
+            model.float()
+        else:
+            assert high == np.inf and found.adversarial[i].isnan().all()
+
+
+def test_a_class_that_is_not_proven():
+    """Two logits that are equal but for rounding; of the classes that are asked for none is known to be right."""
+    model = nn.Sequential(nn.Linear(7, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = model[0].weight[0].flip(0), model[0].bias[0]
+    x = torch.rand(1, 7).double().expand(2, -1).clone()
+    x = x + x.flip(1)
+    found = llr_fast.robustness(model, x, y=torch.tensor([0, 1]), rigorous=True)
+    assert not found.proven.any() and (found.lower == 0).all()
+
+
+def test_enclosed_robustness_is_of_one_region_and_of_the_labels():
+    model, x = dense([6, 8, 8, 3], 1)
+    with pytest.raises(ValueError, match="regions: expected 1 with rigorous=True, got None"):
+        llr_fast.robustness(model, x, regions=None, rigorous=True)
+    predicted = model(x).argmax(1)
+    found = llr_fast.robustness(model, x, y=(predicted + 1) % 3, rigorous=True)
+    assert (found.lower == 0).all() and (found.upper == 0).all() and found.exact.all()
+    assert llr_fast.robustness(model, x).proven is None
