@@ -37,7 +37,7 @@ test-oldest-triton: $(INSTALLED)
 	@test -d $(OLDEST_FOLDER) || { $(BIN)/pip install --quiet --no-deps --retries 1 --target $(OLDEST_FOLDER).part \
 		triton==$(OLDEST) "numpy<2.4" 2>/dev/null && mv $(OLDEST_FOLDER).part $(OLDEST_FOLDER); } || true
 	@if test -d $(OLDEST_FOLDER); then export PYTHONPATH=$(OLDEST_FOLDER); \
-		$(PARALLEL) tests/compiled/test_aot.py -k "sm_90 and not float64" && \
+		$(PARALLEL) tests/compiled -k "not test_every or (sm_90 and not float64)" && \
 		TRITON_INTERPRET=1 $(PARALLEL) tests/kernels/test_triton.py tests/kernels/test_roll_activation.py -m "not gpu"; \
 	else echo "skipped: the kernels under Triton $(OLDEST), which is neither in $(OLDEST_FOLDER) nor to be downloaded"; fi
 

@@ -1,10 +1,18 @@
-"""Prints what the Triton kernels cost, without a GPU: counted in emulated sm_80 code and calculated, not timed."""
+"""Prints what the Triton kernels cost, without a GPU: counted in emulated sm_80 code and calculated, not timed.
+
+As compiled by the Triton that is installed and, where `make test-oldest-triton` has put it, by the oldest one allowed.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
+import triton
 
 from benches import offline
 from benches.kernel_cases import CASES, CHIPS, Case
@@ -26,7 +34,9 @@ def occupancy(resources: offline.Resources, warps: int) -> float:
 def row(case: Case, dtype: torch.dtype) -> list[str]:
     stats, resources, occupied = [], [], []
     arguments = case.arguments(dtype, *case.small)
-    reachable = tuple(t for a in arguments if isinstance(a, list) for t in a)  # through addresses in memory
+    reachable = tuple(
+        t for a in arguments if isinstance(a, list) for t in a if isinstance(t, torch.Tensor)
+    )  # through addresses in memory
 
     def act(launch):
         stats.append(offline.emulate(launch, reachable))
@@ -49,13 +59,17 @@ def row(case: Case, dtype: torch.dtype) -> list[str]:
     ]  # fmt: skip
 
 
-def main() -> None:
+def report() -> None:
     if offline.emulator() is None:
         raise SystemExit("ptxrun, the emulator of compiled kernels, does not lie beside this checkout")
+    print(f"Triton {triton.__version__}\n")
     rows = [HEADER, *(row(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in CASES)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(HEADER))]
     for r in rows:
         print("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip())
+
+
+def explain() -> None:
     print(
         "\nCounted and calculated; nothing here was timed, and no GPU was used.\n"
         "Registers, shared memory and occupancy: compiled for sm_90, one figure for each kernel of the operator.\n"
@@ -64,6 +78,16 @@ def main() -> None:
         "all sectors requested, and the distinct ones. The emulator has no cache: L1 or L2 may serve the others.\n"
         "Last columns: at the full size no kernel can take less, by the vendor's peaks of memory and arithmetic."
     )
+
+
+def main() -> None:
+    report()
+    oldest = next(Path(__file__).parents[1].glob(".triton/[0-9]*.[0-9]*/triton"), None)
+    if oldest is not None:
+        print(flush=True)
+        command = [sys.executable, "-c", "from benches.kernel_report import report; report()"]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": os.fspath(oldest.parent)}, check=True)
+    explain()
 
 
 if __name__ == "__main__":
