@@ -1,4 +1,8 @@
-"""Every configuration that the launchers can choose, compiled for every target: it fits the chip and spills nothing."""
+"""Every configuration that the launchers can choose, compiled: it fits the chip and spills nothing.
+
+Products of matrices, which fill the registers, for every target; of the other kernels, which take few of them, every
+configuration for sm_90, and one of each kernel and type elsewhere.
+"""
 
 import contextlib
 import multiprocessing
@@ -94,6 +98,12 @@ def configurations(dtype: torch.dtype, in_tf32: bool) -> list[offline.Launch]:
     return list(found.values())
 
 
+def thinned(launches: list[offline.Launch]) -> list[offline.Launch]:
+    """All products; of the other kernels one launch each."""
+    first = {launch.name: launch for launch in reversed(launches)}
+    return [launch for launch in launches if "linear" in launch.name or launch is first[launch.name]]
+
+
 @contextlib.contextmanager
 def products_in_tf32():
     torch.set_float32_matmul_precision("high")
@@ -135,11 +145,9 @@ def compiled(target: str, dtypes: tuple[torch.dtype, ...]):
     """All launches with their resources, compiled by all cores, from forks that inherit the list of work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "7" if target.startswith("gfx") else None)
-        WORK[:] = [
-            (target, launch)
-            for dtype in dtypes
-            for launch in configurations(dtype, target == "sm_90" and dtype == torch.float32)
-        ]
+        is_main = target == "sm_90"
+        found = [configurations(dtype, is_main and dtype == torch.float32) for dtype in dtypes]
+        WORK[:] = [(target, launch) for launches in found for launch in (launches if is_main else thinned(launches))]
     workers = os.cpu_count() if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         found = pool.map(_compile, range(len(WORK)), chunksize=4)
