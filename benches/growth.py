@@ -27,8 +27,8 @@ def draw(results: dict) -> Figure:
     """Seconds of a step as one size grows, and the peak of its memory as the input does."""
     runs = [run["extra_info"] for run in results["benchmarks"]]
     axes = dict.fromkeys(run["axis"] for run in runs if run["table"] == "growth")
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    *panels, legend = figure.subplots(2, 3).flat
+    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    *panels, legend = figure.subplots(3, 2).flat
     for ax, axis in zip(panels, axes):
         along = [run for run in runs if run["table"] == "growth" and run["axis"] == axis]
         _curves(ax, [(run[axis], run["seconds"]) for run in along])
