@@ -29,7 +29,7 @@ gallery: $(INSTALLED)
 
 # The site of README, docs/ and docstrings, which are read and not run: site/index.html. Broken links fail the build.
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 # The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.

@@ -1,6 +1,6 @@
 // A browser starts no worker for a page that it opened from a folder. Search then runs in a hidden frame instead.
 if (location.protocol === "file:") {
-  window.Worker = class extends EventTarget {
+  window.IFrameWorker = window.Worker = class extends EventTarget {
     constructor(url) {
       super()
       const frame = document.createElement("iframe")
@@ -25,7 +25,10 @@ if (location.protocol === "file:") {
     }
 
     postMessage(message) {
-      this.ready.then(() => this.frame.contentWindow.postMessage(message, "*"))
+      this.ready.then(() => {
+        const inside = this.frame.contentWindow // whose postMessage answers
+        inside.dispatchEvent(new inside.MessageEvent("message", { data: message }))
+      })
     }
 
     terminate() {
