@@ -19,13 +19,18 @@ export LLR_FAST_BUILD_EXT ?= auto
 
 N ?= 2000
 
-.PHONY: demo gallery test test-oldest-triton fuzz mutants check bench test-gpu bench-gpu clean
+.PHONY: demo gallery docs test test-oldest-triton fuzz mutants check bench test-gpu bench-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m llr_fast demo
 
 gallery: $(INSTALLED)
 	$(BIN)/python -m benches.gallery
+
+# The site of README, docs/ and docstrings, which are read and not run: site/index.html. Broken links fail the build.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
 
 # The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
 test: $(INSTALLED)
@@ -71,7 +76,7 @@ bench-gpu: $(if $(NAMED),,$(INSTALLED))
 	$(GPU_PYTHON) -m benches.gpu .benchmarks/gpu.json
 
 clean:
-	rm -rf .venv build dist *.egg-info llr_fast/_C*.so margins.png
+	rm -rf .venv build dist site *.egg-info llr_fast/_C*.so margins.png
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .triton
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -88,4 +93,10 @@ $(INSTALLED): $(TORCH) pyproject.toml setup.py $(CSRC)
 	rm -f .venv/.installed-* llr_fast/_C*.so
 	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
 	@test -z "$(CSRC)" || ls llr_fast/_C*.so >/dev/null 2>&1 || echo "llr_fast: $(SLOW)"
+	touch $@
+
+# What the site takes is read from pyproject.toml, so that neither torch nor a compiler is needed for it.
+.venv/.docs: pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | xargs $(BIN)/pip install --quiet
 	touch $@

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from llr_fast import ROLLLoss
 from llr_fast.commands import demo
 from llr_fast.paper import toy
-from llr_fast.paper.study import save
+from llr_fast.paper.study import save, shrink
 from llr_fast.plot import plot_regions, plot_stability_bounds
 from llr_fast.reports.plot_of_regions import legend_entries
 
@@ -32,6 +34,18 @@ def main() -> None:
         "stability": stability(),
     }.items():
         print(save(figure, IMAGES / f"{name}.png"))
+    tour()
+
+
+def tour() -> None:
+    """The pictures that the blocks of docs/tour.md write where they run."""
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", (IMAGES.parent / "tour.md").read_text(), re.DOTALL)
+    os.chdir(IMAGES)
+    for block in blocks:
+        exec(block, namespace)
+    for path in IMAGES.glob("tour-*.png"):
+        print(shrink(path))
 
 
 def regions() -> Figure:

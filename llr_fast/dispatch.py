@@ -27,9 +27,19 @@ _by_library: dict[str, tuple[torch.dtype, ...]] = {}
 
 
 def set_backend(name: str) -> None:
-    """Choose the backend of this process: "auto", "reference", "native" or "triton".
+    """Choose the backend of this process.
 
-    Raises ValueError for another name and RuntimeError where that backend cannot run.
+    Args:
+        name: "reference" (plain PyTorch), "native" (C++ on CPUs), "triton" (on GPUs), or "auto": for each tensor the
+            fastest one that can run.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: that backend cannot run here.
+
+    Example:
+        >>> import llr_fast
+        >>> llr_fast.set_backend("auto")
     """
     global _process_choice
     _process_choice = _checked(name)
@@ -37,7 +47,17 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose the backend inside a `with` block, for this thread or task only. Raises as `set_backend` does."""
+    """Choose the backend inside a `with` block, for this thread or task only.
+
+    Args:
+        name: as in `set_backend`, whose errors it raises.
+
+    Example:
+        >>> import torch, llr_fast
+        >>> with llr_fast.backend("reference"):
+        ...     llr_fast.margin(torch.nn.ReLU(), torch.tensor([[3.0, 1.0]])).value
+        tensor([1.], dtype=torch.float64)
+    """
     with _chosen(_checked(name)):
         yield
 
@@ -52,7 +72,13 @@ def selected() -> str:
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend that computes, with None where it can run here and the reason where it cannot."""
+    """Every backend that computes, with None where it can run here and the reason where it cannot.
+
+    Example:
+        >>> import llr_fast
+        >>> llr_fast.backends()["reference"] is None
+        True
+    """
     return {name: _obstacle(name) for name in NAMES[1:]}
 
 

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import oracle
+import PIL.Image
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(os.fspath(ROOT))  # for the package benches
 
-from benches import baselines, memory, networks, providers, table  # noqa: E402
+from benches import baselines, growth, memory, networks, providers, table  # noqa: E402
 
 BASELINES = ["paper_passes", "layer_by_layer", "per_neuron_backprop", "functorch_jacobian"]
 NETWORKS = {  # more neurons than inputs, fewer, one of each, and no dense chain
@@ -94,3 +95,8 @@ def test_the_page_shows_the_results():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     for results in (ROOT / "benches" / "results").glob("*.json"):
         assert table.render(json.loads(results.read_text())) in page
+
+
+def test_the_picture_of_growth_shows_the_results():
+    with PIL.Image.open(growth.PICTURE) as picture:
+        assert picture.text["Source"] == growth.source(json.loads(growth.RESULTS.read_text()))

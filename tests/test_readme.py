@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from llr_fast.linearized.table import TABLE
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/losses.md", "docs/recipes.md"])
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """A block of text shows what the block of Python before it prints."""
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("tour", "training", "losses", "recipes", "rules"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page, tmp_path, monkeypatch, rules_as_they_were):
+    """A block of text shows what the block of Python before it prints; pictures that are drawn are shown."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```(python|text)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL)
     assert blocks
     namespace, printed = {}, ""
     for language, block in blocks:
@@ -27,6 +33,17 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as stream:
             exec(compile(block, page, "exec"), namespace)
         printed = stream.getvalue()
+    assert {path.name for path in tmp_path.iterdir()} - {"model.pt"} == set(re.findall(r"\(images/(tour.*?)\)", text))
+
+
+@pytest.fixture
+def rules_as_they_were():
+    """A page may add rules."""
+    importlib.import_module("llr_fast.linearized.rules")  # fills the table
+    before = dict(TABLE)
+    yield
+    TABLE.clear()
+    TABLE.update(before)
 
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
@@ -39,10 +56,12 @@ def assert_same_print(got, shown):
         assert abs(number - expected) <= 2 * Decimal(10) ** expected.as_tuple().exponent, (got, shown)
 
 
-def test_every_recipe_shows_what_it_prints():
-    page = (ROOT / "docs" / "recipes.md").read_text()
+@pytest.mark.parametrize("name", ["recipes", "tour"])
+def test_every_block_shows_what_it_prints(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text()
     languages = re.findall(r"^```(\w+)$", page, re.MULTILINE)
-    assert languages == ["python", "text"] * (1 + len(re.findall(r"^## ", page, re.MULTILINE)))
+    titles = re.findall(r"^## (?!Where next)", page, re.MULTILINE)
+    assert languages == ["python", "text"] * (len(titles) + (name == "recipes"))  # all of which begin with one start
 
 
 def test_guidance_is_what_was_measured():

@@ -47,6 +47,9 @@ class MarginLoss(Loss):
         model: a piecewise-linear network without layers in training mode; its forward takes x [B, ...].
         lam: weight of the penalty.
 
+    Raises:
+        ValueError: for a negative lam.
+
     Example:
         >>> import torch, llr_fast
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -61,7 +64,15 @@ class MarginLoss(Loss):
 
     @as_written
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """The model's output and the penalty, a scalar; arguments and errors as in `ROLLLoss` and `margin`."""
+        """The model's output and the penalty, a scalar already times lam and averaged over the batch.
+
+        Args:
+            x: [B, ...], on the model's device.
+
+        Raises:
+            NotImplementedError: in the backward pass, where its gradient is to have a gradient.
+            NotPiecewiseLinearError, ValueError: as `ROLLLoss` and `margin`.
+        """
         self.lam = check_range("lam", self.lam, 0)
         check_not_distributed(self.model)
         check_input(self.model, x)

@@ -17,7 +17,7 @@ def cut_polygons(
     """Cut each polygon along all lines of the first of its layers that has any in it.
 
     The line of neuron j of a layer in polygon p is where a (x - x_p) + b (y - y_p) + c = 0 for the polygon's centre
-    (x_p, y_p) and a, b, c = lines[layer][:, p, j]. It lies in the polygon where there are vertices further away from
+    (x_p, y_p) and a, b, c = `lines[layer][:, p, j]`. It lies in the polygon where there are vertices further away from
     it than `thinnest` on both sides; with a = b = 0 it is none.
 
     Args:

@@ -39,8 +39,10 @@ def gram_norms(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> list[Tens
 def gram_norms_total(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     """The sum of `gram_norms` over samples, layers and neurons, a scalar, which costs less than the norms.
 
-    Its gradient is computed along with it, and only scaled in the backward pass. Takes and raises what `gram_norms`
-    does.
+    Its gradient is computed along with it, and only scaled in the backward pass.
+
+    Args:
+        weights, slopes: as in `gram_norms`, whose errors it raises.
 
     Example:
         >>> import torch

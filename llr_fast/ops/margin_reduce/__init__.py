@@ -24,7 +24,7 @@ def margin_reduce(distances: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple
         norms: for each layer the gradient norm [B, n_l], >= 0; all of one floating dtype.
 
     Returns:
-        value [B] in the dtype of distances; layer and neuron [B], int64, -1 where value is +inf. None has a gradient:
+        value [B] in the dtype of distances; layer and neuron [B], int64, -1 where value is +inf. None has a gradient;
         gather the two entries from distances and norms for a differentiable margin.
 
     Raises:
