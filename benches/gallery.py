@@ -1,8 +1,9 @@
-"""Trains small networks and draws the pictures of the docs: python -m benches.gallery."""
+"""Trains small networks and draws the pictures of the docs: python -m benches.gallery [FOLDER]."""
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -17,20 +18,19 @@ from llr_fast.paper import toy
 from llr_fast.paper.study import save
 from llr_fast.plot import plot_regions, plot_stability_bounds
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 NORM = {1: "1", 2: "2", math.inf: r"\infty"}
 
 
-def main() -> None:
+def main(folder: str = ".gallery") -> None:
     torch.set_num_threads(1)
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, figure in {
         "regions": regions(),
         "balls": balls(),
         "margins": margins(),
         "stability": stability(),
     }.items():
-        print(save(figure, IMAGES / f"{name}.png"))
+        print(save(figure, Path(folder) / f"{name}.png"))
 
 
 def regions() -> Figure:
@@ -108,4 +108,4 @@ def reader(digits: demo.Digits, regularised: bool, epochs: int = 30) -> nn.Modul
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
