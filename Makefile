@@ -56,7 +56,7 @@ fuzz: $(INSTALLED)
 
 # Plants small faults one at a time; each has to fail the tests that its list names: make mutants, make mutants ONLY=sketch.
 mutants: $(INSTALLED)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only $(ONLY))
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only "$(ONLY)")
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
@@ -64,9 +64,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(if $(CSRC),$(BIN)/clang-format --dry-run -Werror $(CSRC))
 
-# Every way to install it, in environments of their own: make check-install ONLY=uv. Needs nothing of .venv.
+# Every way to install it, in environments of their own: make check-install ONLY="uv|sdist"; with CUDA=1 also where
+# PyTorch has no CPU build at hand, some 6 GB each.
 check-install:
-	PYTHONPATH=tests $(PYTHON) -m install $(if $(ONLY),--only $(ONLY))
+	PYTHONPATH=tests $(PYTHON) -m install $(if $(ONLY),--only "$(ONLY)") $(if $(CUDA),--cuda)
 
 # A wheel for every Python and torch, tagged for manylinux where auditwheel can, and the sources.
 wheels: $(KERNELS)
@@ -104,7 +105,8 @@ $(TORCH):
 	$(SAY) making a virtual environment in .venv
 	$(PYTHON) -m venv .venv
 	$(SAY) installing PyTorch $(TORCH_VERSION), a download of 0.2 GB for CPUs and of 3 GB for CUDA, once
-	$(BIN)/pip install --quiet --progress-bar on --retries 2 "setuptools>=77" ninja torch==$(TORCH_VERSION) $(CPU_INDEX)
+	$(if $(CPU_INDEX),$(BIN)/pip install --quiet --no-deps --retries 1 $(CPU_INDEX) torch==$(TORCH_VERSION))
+	$(BIN)/pip install --quiet "setuptools>=77" ninja torch==$(TORCH_VERSION)
 	@rm -f .venv/.torch-*
 	@touch $@
 
@@ -118,7 +120,9 @@ $(DEMO): $(TORCH) pyproject.toml
 $(KERNELS): $(DEMO) setup.py $(CSRC)
 	@rm -f .venv/.kernels-* llr_fast/_C*.so
 	$(SAY) compiling the C++ kernels, about a minute on one core
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/python setup.py -q build_ext --inplace >.venv/.build.log \
+		|| { cat .venv/.build.log; exit 1; }
+	@ls llr_fast/_C*.so >/dev/null 2>&1 || cat .venv/.build.log
 	@touch $@
 
 # A CUDA build of torch brings the Triton that fits it; a CPU build brings none.
