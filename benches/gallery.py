@@ -1,10 +1,11 @@
-"""Trains small networks and draws the pictures of the docs: python -m benches.gallery."""
+"""Trains small networks and draws the pictures of the docs: python -m benches.gallery [FOLDER]."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -20,31 +21,31 @@ from llr_fast.paper.study import save, shrink
 from llr_fast.plot import plot_regions, plot_stability_bounds
 from llr_fast.reports.plot_of_regions import legend_entries
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+TOUR = Path(__file__).parents[1] / "docs" / "tour.md"
 NORM = {1: "1", 2: "2", math.inf: r"\infty"}
 
 
-def main() -> None:
+def main(folder: str = ".gallery") -> None:
     torch.set_num_threads(1)
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, figure in {
         "regions": regions(),
         "balls": balls(),
         "margins": margins(),
         "stability": stability(),
     }.items():
-        print(save(figure, IMAGES / f"{name}.png"))
-    tour()
+        print(save(figure, Path(folder) / f"{name}.png"))
+    tour(Path(folder))
 
 
-def tour() -> None:
+def tour(folder: Path) -> None:
     """The pictures that the blocks of docs/tour.md write where they run."""
     namespace: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", (IMAGES.parent / "tour.md").read_text(), re.DOTALL)
-    os.chdir(IMAGES)
+    blocks = re.findall(r"```python\n(.*?)```", TOUR.read_text(), re.DOTALL)
+    os.chdir(folder)
     for block in blocks:
         exec(block, namespace)
-    for path in IMAGES.glob("tour-*.png"):
+    for path in Path().glob("tour-*.png"):
         print(shrink(path))
 
 
@@ -126,4 +127,4 @@ def reader(digits: demo.Digits, regularised: bool, epochs: int = 30) -> nn.Modul
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

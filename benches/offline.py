@@ -140,12 +140,12 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     return Resources(registers, shared, stack, local, matrix, vectors)
 
 
-def emulator() -> ModuleType | None:
-    """The package ptxrun, which executes compiled kernels on CPU tensors, where it lies beside this checkout."""
-    folder = Path(__file__).parents[2] / "shared" / "tools"
-    if folder.is_dir() and os.fspath(folder) not in sys.path:
-        sys.path.append(os.fspath(folder))
-    return importlib.import_module("ptxrun") if importlib.util.find_spec("ptxrun") else None
+def emulator() -> ModuleType:
+    """The package ptxrun of tests/, which executes compiled kernels on CPU tensors."""
+    folder = os.fspath(Path(__file__).parents[1] / "tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("ptxrun")
 
 
 def emulate(launch: Launch, reachable: tuple[Tensor, ...] = ()):

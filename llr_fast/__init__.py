@@ -16,7 +16,7 @@ from llr_fast.regions.segment import Crossings, regions_along
 from llr_fast.reports.diagnosis import Diagnosis, diagnose
 from llr_fast.reports.report import Report, evaluate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Crossings",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from llr_fast import paper
+from llr_fast import __version__, paper
 from llr_fast.commands import demo, doctor
 
 INTERRUPTED = 130  # the status of what Ctrl-C ended, 128 + SIGINT
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = Parser(
         prog="python -m llr_fast", description="Linear regions of ReLU-like networks."
     )
+    parser.add_argument("--version", action="version", version=f"llr_fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_command(commands)
     doctor.add_command(commands)

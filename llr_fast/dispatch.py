@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor
 
 NAMES = ("auto", "reference", "native", "triton")
+NOT_BUILT = (
+    "the C++ kernels were not built; they need a C++20 compiler, and PyTorch where the build finds it: "
+    "LLR_FAST_BUILD_EXT=1 pip install --no-build-isolation . (with setuptools and ninja) builds them or says why not"
+)
 LIBRARY = torch.library.Library("llr_fast", "DEF")
 
 _process_choice: str | None = None
@@ -179,8 +184,10 @@ def _is_watched(args: Sequence[Any]) -> bool:
 def implementation(op: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable[..., Any]:
     """The function that computes an operator of tensors of a type on a device under the selected backend."""
     name = selected()
-    if name in ("auto", "native") and device.type == "cpu" and (native := _native_op(op)) is not None:
-        return native
+    if name in ("auto", "native") and device.type == "cpu":
+        if (native := _native_op(op)) is not None:
+            return native
+        _warn_if_not_built()
     if name == "native":
         raise RuntimeError(f"{op}: backend 'native' has no kernel for it on {device.type}")
     if name == "triton" and device.type != "cuda" and not _interpreting():
@@ -218,7 +225,7 @@ def _obstacle(name: str) -> str | None:
     """Why a backend cannot run here, or None."""
     if name == "native":
         try:
-            return None if _load_native() else "the C++ extension llr_fast/_C is not built"
+            return None if _load_native() else NOT_BUILT
         except RuntimeError as error:
             return str(error)
     if name == "triton" and not _has_triton():
@@ -240,6 +247,17 @@ def _load_native() -> bool:
                 f"{file} does not load ({error}); rebuild it, or choose the backend 'reference'"
             ) from error
     return bool(files)
+
+
+@functools.cache
+def _warn_if_not_built() -> None:
+    """Once in a process: an installation without the kernels succeeds, and tools that install show no word of it."""
+    if not _load_native():
+        warnings.warn(
+            f"llr_fast: {NOT_BUILT}. On CPUs it computes the same, slower; LLR_FAST_BACKEND=reference asks for that",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from llr_fast import ROLLLoss, activation_pattern, margin, robustness
 from llr_fast.checks import check_count, check_folder, check_seed
+from llr_fast.errors import missing
 from llr_fast.plot import plot_margins
 
 NORMS = (1, 2, float("inf"))
@@ -65,7 +66,7 @@ def load() -> Digits:
         import matplotlib  # noqa: F401  (before the training, not after it)
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the demo needs matplotlib and scikit-learn: pip install llr-fast[demo]") from error
+        raise missing("the demo needs matplotlib and scikit-learn", "demo") from error
     pixels, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     x, y = torch.from_numpy(pixels).float()[order] / 16, torch.from_numpy(labels).long()[order]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 from torch.utils.data import DataLoader
 
-from llr_fast import evaluate
+from llr_fast import Report, count_linear_regions, evaluate
 from llr_fast.paper import classifiers, curves, datasets
 from llr_fast.paper.classifiers import LAZY, Split, Variant
 from llr_fast.paper.options import Commands, add_experiment, settings_of
@@ -28,6 +29,7 @@ COUNTS = {
     "curve_epochs": (20, "of Figure 2's networks"),
     "samples": (4, "random directions, where they replace the exact loss of Table 1"),
 }
+BATCH = 1000  # test images, which are measured at once
 UNIT = 1e-4  # of the margins in the table
 
 
@@ -91,13 +93,35 @@ def _measured(variant: Variant, data: Split, study: Study) -> dict[str, Any]:
     epoch = classifiers.train(
         model, variant.loss(model), data, study.settings["epochs"], study.folder / f"{variant.name}.pt"
     )
-    report = evaluate(model, DataLoader(data.test, 1000), NORMS, std=classifiers.STD)
+    report = _evaluated(model, data, variant.name, study)
     return {
         "epoch": epoch,
         **report.to_dict(),
         "spearman": float(spearmanr(report.margins[1], report.margins[2]).statistic),
         "values": report.margins[2].tolist(),
     }
+
+
+def _evaluated(model: nn.Module, data: Split, name: str, study: Study) -> Report:
+    """As `evaluate` does, but that the batches which an earlier run finished are not computed again."""
+    batches = list(DataLoader(data.test, BATCH))
+
+    def margins(batch: int) -> list[tuple[list[float], bool]]:
+        report = evaluate(model, [batches[batch]], NORMS, std=classifiers.STD)
+        return [(report.margins[p].tolist(), report.exact[p]) for p in NORMS]
+
+    parts = list(zip(*study.parts(name, len(batches), margins)))
+    return Report(
+        points=len(data.test),
+        accuracy=classifiers.accuracy(model, data.test),
+        regions=count_linear_regions(model, [x for x, _ in batches]),
+        margins={
+            p: torch.tensor([v for values, _ in of for v in values], dtype=torch.float64) for p, of in zip(NORMS, parts)
+        },
+        exact={p: all(exact for _, exact in of) for p, of in zip(NORMS, parts)},
+        percentiles=(25, 50, 75, 100),
+        unit="input before normalisation",
+    )
 
 
 def text(found: Mapping[Variant, Mapping[str, Any]]) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PART = ".part"
+
+
 class Study:
     """Steps and results of one experiment.
 
@@ -58,9 +61,22 @@ class Study:
             start = time.perf_counter()
             try:
                 _write(path, compute())
+                for part in self.folder.glob(f"{name}{PART}*.json"):
+                    part.unlink()
             finally:
                 self._note_duration(name, time.perf_counter() - start)
         return _read(path, None)
+
+    def parts(self, name: str, count: int, compute: Callable[[int], Any]) -> list[Any]:
+        """What `compute` returns for each number below `count`, within the step of that name, which may be long.
+
+        As of steps, but for infinite numbers, which stay what they are. The files go when the step is finished.
+        """
+        paths = [self.folder / f"{name}{PART}{i}.json" for i in range(count)]
+        for i, path in enumerate(paths):
+            if not path.exists():
+                _write(path, json.dumps(compute(i)))  # of strings JSON changes nothing
+        return [json.loads(_read(path, None)) for path in paths]
 
     def publish(self, results: Mapping[str, Any], text: str, pictures: Mapping[str, Figure]) -> None:
         """Writes results and pictures; prints the text."""

@@ -1,4 +1,4 @@
-"""Pictures of linear regions. Needs matplotlib: pip install llr-fast[plot]."""
+"""Pictures of linear regions. Needs matplotlib: pip install ".[plot]"."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llr_fast import norms
 from llr_fast.certificates.neurons import directional_margin
 from llr_fast.checks import check_choice, check_count, check_model, check_tensor, described
+from llr_fast.errors import missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +135,7 @@ def new_axes(size: tuple[float, float] = (7, 4)) -> Axes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("llr_fast.plot needs matplotlib: pip install llr-fast[plot]") from error
+        raise missing("llr_fast.plot needs matplotlib", "plot") from error
     # A figure of its own, not pyplot's: no display is needed and nothing global changes.
     return Figure(figsize=size, dpi=150, layout="constrained").subplots()
 

@@ -1,4 +1,4 @@
-"""The picture of the linear regions on a plane. Needs matplotlib: pip install llr-fast[plot]."""
+"""The picture of the linear regions on a plane. Needs matplotlib: pip install ".[plot]"."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from command_lines import fails
 
+from llr_fast import errors
 from llr_fast.__main__ import main
 from llr_fast.commands import demo
 from llr_fast.plot import plot_margins
@@ -39,7 +40,7 @@ def test_same_seed_gives_same_result():
 @pytest.mark.parametrize("package", ["matplotlib", "sklearn.datasets"])
 def test_missing_package_names_the_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install llr-fast\[demo\]"):
+    with pytest.raises(ImportError, match=r'pip install "(\.|llr-fast)\[demo\]"'):
         demo.load()
 
 
@@ -71,7 +72,7 @@ def test_interruption_and_missing_package_end_in_one_line(monkeypatch, tmp_path,
     with fails(capsys, "^interrupted$", 130):
         main(["demo", "--out", str(tmp_path)])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with fails(capsys, r"^error: the demo needs .* pip install llr-fast\[demo\]$"):
+    with fails(capsys, r'^error: the demo needs .* pip install "(\.|llr-fast)\[demo\]"$'):
         main(["demo", "--out", str(tmp_path)])
 
 
@@ -86,6 +87,14 @@ def test_what_nobody_expects_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "train_and_measure", broken)
     with pytest.raises(RuntimeError, match="broken"):
         main(["demo", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("inside, package", [(True, "."), (False, "llr-fast")])
+def test_command_of_an_extra_fits_the_place(inside, package, monkeypatch, tmp_path):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "llr_fast" / "errors.py"))
+    if inside:
+        (tmp_path / "pyproject.toml").write_text("")
+    assert str(errors.missing("it needs that", "demo")) == f'it needs that: pip install "{package}[demo]"'
 
 
 def test_quartiles_with_infinite_margins():
@@ -110,7 +119,7 @@ def test_plot_refuses_nothing_to_draw(margins, message):
 
 def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install llr-fast\[plot\]"):
+    with pytest.raises(ImportError, match=r'pip install "(\.|llr-fast)\[plot\]"'):
         plot_margins({"a": torch.ones(3)})
 
 

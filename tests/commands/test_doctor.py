@@ -23,6 +23,12 @@ def test_command_shows_versions_backends_and_checks(capsys):
     assert "WRONG" not in out and "checks passed" in out
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"llr_fast {llr_fast.__version__}\n"
+
+
 def test_wrong_result_is_found(monkeypatch, capsys):
     right = llr_fast.margin
 

@@ -97,6 +97,28 @@ def test_interrupted_run_goes_on_to_the_same_numbers(name, data, tmp_path, monke
     assert numbers(tmp_path / "parts", name) == numbers(tmp_path / "whole", name)
 
 
+def test_interrupted_evaluation_goes_on_to_the_same_numbers(data, tmp_path, monkeypatch):
+    """Of the batches of the second network none is computed twice."""
+    monkeypatch.setattr(mnist, "BATCH", 8)
+    command("mnist", data, tmp_path / "whole")
+    batches = []
+
+    def interrupted(model, loader, *arguments, **options):
+        batches.append(len(loader))
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        return evaluate(model, loader, *arguments, **options)
+
+    monkeypatch.setattr(mnist, "evaluate", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        command("mnist", data, tmp_path / "parts")
+    assert len(list((tmp_path / "parts" / "mnist").glob("*.part*.json"))) == 1
+    command("mnist", data, tmp_path / "parts")
+    assert numbers(tmp_path / "parts", "mnist") == numbers(tmp_path / "whole", "mnist")
+    assert len(batches) == 1 + 3 * len(mnist.variants(1))
+    assert not list((tmp_path / "parts" / "mnist").glob("*.part*.json"))
+
+
 def test_other_settings_need_another_folder(data, tmp_path, capsys):
     command("timing", data, tmp_path)
     with fails(capsys, r"^error: out: expected a folder of the same settings .* with seed=0"):

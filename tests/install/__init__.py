@@ -1,0 +1,1 @@
+"""Installs the checkout in every way that its README and tools offer, each time into an environment without it."""
