@@ -100,9 +100,7 @@ class Environment:
         needs = torch["metadata"].get("requires_dist", [])
         for_cuda = any(need.startswith(("nvidia", "cuda")) for need in needs) and sys.platform == "linux"
         if for_cuda and not cuda:
-            raise Skipped(
-                f"torch {version} has no CPU build where pip looks (PIP_EXTRA_INDEX_URL); CUDA=1 takes that for CUDA, some 6 GB"
-            )
+            raise Skipped(f"torch {version} has no CPU build where pip looks; CUDA=1 takes that for CUDA, 6 GB")
         self.pip("install", "--quiet", wanted, *NEEDED)
 
     def check(self, native: bool, torch: str = "") -> None:
