@@ -107,7 +107,7 @@ def sdist(target: Environment, folder: Path) -> None:
     source = folder / found.name.removesuffix(".tar.gz")
     target.pip("install", "--no-build-isolation", "--editable", f"{source}[test]")
     target.check(native=True)
-    print(run(target.python, "-m", "pytest", "-q", *TESTS, cwd=source).splitlines()[-1], end="  ")
+    print(run(target.python, "-m", "pytest", *TESTS, cwd=source).splitlines()[-1], end="  ")
 
 
 def manylinux(target: Environment, folder: Path) -> None:
