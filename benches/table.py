@@ -54,6 +54,13 @@ def _introduction(results: dict) -> str:
     )
     command = "pytest benches -m gpu" if cuda else "make bench"
     where = f"{device}; PyTorch {machine['torch'].split('+')[0]}; commit {commit}"
+    if {run["extra_info"]["table"] for run in results["benchmarks"]} == {"regions"}:
+        return (
+            f"`pytest benches/bench_regions.py` ({where}): how many times as\n"
+            "long as `regions_on_plane` other tools take (`pip install regioncam relucent`), after a check that all find\n"
+            "as many regions. relucent asks a solver for the neighbours of each region; it ran with one worker and\n"
+            "without its verification."
+        )
     return (
         f"`{command}` ({where}): how many times as long as `llr_fast` the alternatives\n"
         "take, timed in turn in one run, in float32, after a check that all agree. *D + 1 passes* and *Appendix D*\n"
