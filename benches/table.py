@@ -57,9 +57,9 @@ def _introduction(results: dict) -> str:
     if {run["extra_info"]["table"] for run in results["benchmarks"]} == {"regions"}:
         return (
             f"`pytest benches/bench_regions.py` ({where}): how many times as\n"
-            "long as `regions_on_plane` other tools take (`pip install regioncam relucent`), after a check that all\n"
-            "find as many regions. relucent asks a solver for the neighbours of each region; it ran with one worker and\n"
-            "without its verification."
+            "long as `regions_on_plane` other tools take (`pip install regioncam relucent`), after a\n"
+            "check that all find as many regions. relucent asks a solver for the neighbours of each\n"
+            "region; it ran with one worker and without its verification."
         )
     return (
         f"`{command}` ({where}): how many times as long as `llr_fast` the alternatives\n"
