@@ -101,9 +101,9 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .triton
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# The exact version, because an open range may fetch several GB of CUDA libraries where a CPU build is at hand.
 SAY := @echo "llr_fast:"
 
+# The exact version, because an open range may fetch several GB of CUDA libraries where a CPU build is at hand.
 $(TORCH):
 	$(SAY) making a virtual environment in .venv
 	$(PYTHON) -m venv .venv

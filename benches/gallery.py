@@ -19,7 +19,7 @@ from llr_fast.commands import demo
 from llr_fast.paper import toy
 from llr_fast.paper.study import save, shrink
 from llr_fast.plot import plot_regions, plot_stability_bounds
-from llr_fast.reports.plot_of_regions import legend_entries
+from llr_fast.reports.plot_of_regions import draw_legend_of_panels
 
 TOUR = Path(__file__).parents[1] / "docs" / "tour.md"
 NORM = {1: "1", 2: "2", math.inf: r"\infty"}
@@ -65,7 +65,7 @@ def balls() -> Figure:
         extent = (-1.2, 1.2, -1.2, 1.2)
         plot_regions(model, x, y=y, extent=extent, p=p, colorbar=p == math.inf, legend=False, ax=ax)
         ax.set_title(rf"$\ell_{{{NORM[p]}}}$ margins")
-    figure.legend(*legend_entries(axes[1], 2), loc="outside lower center", ncols=5, frameon=False)
+    draw_legend_of_panels(figure, axes[1], 2)
     return figure
 
 

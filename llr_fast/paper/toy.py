@@ -91,7 +91,7 @@ def figure(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> Figure:
     from matplotlib.figure import Figure
 
     from llr_fast.plot import plot_regions
-    from llr_fast.reports.plot_of_regions import legend_entries
+    from llr_fast.reports.plot_of_regions import draw_legend_of_panels
 
     panels = Figure(figsize=(4 * len(networks), 4.3), layout="constrained")
     axes = panels.subplots(1, len(networks))
@@ -99,7 +99,7 @@ def figure(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> Figure:
         extent, last = (-HALF, HALF, -HALF, HALF), i == len(networks) - 1
         plot_regions(model, x, y=y, extent=extent, colorbar=last, legend=False, ax=ax)
         ax.set_title(name)
-    panels.legend(*legend_entries(axes[0], 2), loc="outside lower center", ncols=5, frameon=False)
+    draw_legend_of_panels(panels, axes[0], 2)
     return panels
 
 

@@ -27,13 +27,13 @@ def decision_boundary(model: nn.Module, regions: Sequence[Tensor], like: Tensor,
     following[stops - 1] = stops - sizes
     region = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
     lead = _leads(model, vertices, like, target)
+    found = torch.cat([vertices, lead], 1)
     segments = []
     for other in range(lead.size(1)):
         ahead = lead[:, other] >= 0
         first = (ahead != ahead[following]).nonzero().squeeze(1)
         # A line enters a convex region once and leaves it once, but for those that are as thin as rounding.
         first = first[region[first].bincount(minlength=len(sizes))[region[first]] == 2].view(-1, 2)
-        found = torch.cat([vertices, lead], 1)
         start, stop = found[first], found[following[first]]
         share = start[..., 2 + other] / (start[..., 2 + other] - stop[..., 2 + other])
         ends = torch.lerp(start, stop, share.unsqueeze(2))

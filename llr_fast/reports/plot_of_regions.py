@@ -18,6 +18,7 @@ from llr_fast.reports.plot import COLOURS, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_regions(
@@ -98,10 +99,8 @@ def plot_regions(
         _draw_balls(ax, x, margin(model, x, p).value, p)
         _draw_gradients(ax, model, x, target, extent)
         _draw_points(ax, x, y)
-    handles, labels = legend_entries(ax, p, balls=x is not None)
-    if legend and handles:
-        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
-        ax.legend(handles, labels, fontsize="small", ncols=3, frameon=False, **below)
+    if legend:
+        _draw_legend(ax, p, balls=x is not None)
     ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     first, second = ("distance along the plane", "distance across") if through is not None else ("$x_1$", "$x_2$")
     ax.set(xlabel=first, ylabel=second)
@@ -190,7 +189,19 @@ def _draw_points(ax: Axes, x: Tensor, y: Tensor | None) -> None:
         ax.scatter(a, b, s=12, color=colour, marker=marker, edgecolors="black", linewidths=0.9, zorder=5, label=name)
 
 
-def legend_entries(ax: Axes, p: float, balls: bool = True) -> tuple[list[Any], list[str]]:
+def _draw_legend(ax: Axes, p: float, balls: bool) -> None:
+    handles, labels = _legend_entries(ax, p, balls)
+    if handles:
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+        ax.legend(handles, labels, fontsize="small", ncols=3, frameon=False, **below)
+
+
+def draw_legend_of_panels(figure: Figure, ax: Axes, p: float) -> None:
+    """One legend below all panels of a figure, in which what is in `ax` is named."""
+    figure.legend(*_legend_entries(ax, p, balls=True), loc="outside lower center", ncols=5, frameon=False)
+
+
+def _legend_entries(ax: Axes, p: float, balls: bool) -> tuple[list[Any], list[str]]:
     """Handles and labels of what has a label, and of the balls and arrows, for a legend."""
     from matplotlib.lines import Line2D
 
