@@ -15,6 +15,7 @@ from llr_fast.linearized.linearization import Linearization
 
 # Error of one result; far more than that of one sum, as noise may happen to be small.
 _RELATIVE = {torch.float64: 1e-11, torch.float32: 1e-5}
+_TINY = {dtype: torch.finfo(dtype).tiny / relative**2 for dtype, relative in _RELATIVE.items()}
 _OFFSETS = 65537  # prime
 
 
@@ -49,12 +50,12 @@ class Rounding:
 
     def grow(self, noise: Tensor, first: Tensor, value: Tensor, step: float) -> None:
         """Adds to what the operands' noise becomes in a result, in place, for `step` times its first tangent."""
-        noise.addcmul_(first.abs() + self._tiny(first), self._random(first), value=step)
+        noise.addcmul_(first.abs().add_(self._tiny(first)), self._random(first), value=step)
         noise.addcmul_(value, self._random(value))
 
     def _tiny(self, tangent: Tensor) -> float:
         """Smaller results may lose all digits."""
-        return torch.finfo(tangent.dtype).tiny / _RELATIVE[tangent.dtype] ** 2
+        return _TINY[tangent.dtype]
 
     def _grown(self, noise: Tensor, size: Tensor) -> Tensor:
         """The noise and a random part of each entry's size."""

@@ -47,17 +47,15 @@ def steps_of(model: nn.Module) -> list[Step] | None:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return None
         if type(module) is nn.Linear:
-            if module.in_features != width or not all(map(_is_plain, module.parameters())):
+            affine = _affine(module.weight, module.bias) if module.in_features == width else None
+            if affine is None:
                 return None
-            steps.append(_affine(module.weight, module.bias))
+            steps.append(affine)
             width = module.out_features
         elif type(module) in _RAMPS:
             steps.append(_RAMPS[type(module)](module))
         elif type(module) is not nn.Sequential:
             return None
-    numbers = [number for step in steps if isinstance(step, Affine) for number in (step.weight.sum(), step.bias.sum())]
-    if not math.isfinite(sum(numbers)):
-        return None
     return steps
 
 
@@ -66,8 +64,12 @@ def output(steps: Sequence[Step], x: Tensor) -> Tensor:
     """What a network of these steps computes at x [B, 2], in float64."""
     x = x.double()
     for step in steps:
-        x = step.value(x) if isinstance(step, Ramp) else x @ step.weight.t() + step.bias
+        x = _value(step, x) if isinstance(step, Ramp) else torch.addmm(step.bias, x, step.weight.t())
     return x
+
+
+def _value(ramp: Ramp, z: Tensor) -> Tensor:
+    return z.relu() if ramp == Ramp() else ramp.value(z)
 
 
 def _in_a_row(model: nn.Module) -> Iterator[nn.Module]:
@@ -81,9 +83,13 @@ def _is_plain(parameter: Tensor) -> bool:
     return type(parameter) is nn.Parameter and parameter.is_cpu and parameter.is_floating_point()
 
 
-def _affine(weight: Tensor, bias: Tensor | None) -> Affine:
+def _affine(weight: Tensor, bias: Tensor | None) -> Affine | None:
+    """The step of finite parameters; None of others, and of what are none."""
+    if not (_is_plain(weight) and (bias is None or _is_plain(bias))):
+        return None
     weight = weight.detach().double()
-    return Affine(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().double())
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+    return Affine(weight, bias) if math.isfinite(weight.sum() + bias.sum()) else None
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _steps_of(model: nn.Module, rectangle: Polygons, like: Tensor) -> list[dense
         return None
     steps = dense.steps_of(model)
     if steps is not None:
-        x = torch.cat([rectangle.centres, *rectangle.separate()]).to(like.dtype)
+        x = torch.cat([rectangle.centres, rectangle.vertices]).to(like.dtype)
         agreement.check(model, x, torch.float64, dense.output(steps, x), agreement.plain_output(model, x))
     return steps
 
