@@ -9,13 +9,13 @@ KERNELS = .venv/.kernels-$(LLR_FAST_BUILD_EXT)-$(COMPILER)
 INSTALLED := .venv/.developers
 LINUX := $(filter Linux,$(shell uname -s))
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc)
-INTERPRETED := $(and $(LINUX),$(wildcard tests/kernels/test_*.py))
+KERNEL_TESTS := tests/compiled tests/kernels tests/ptxrun
 # The oldest Triton that is allowed has a folder of its own, with the last NumPy whose numbers its interpreter takes.
 OLDEST := $(shell sed -n 's/^triton = ."triton>=\([0-9.]*\);.*/\1/p' pyproject.toml)
 OLDEST_FOLDER := .triton/$(OLDEST)
 
 # One process for each core: tests are too small to gain from threads.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 # Results are written where git ignores them; benches/results holds those that the README shows.
 BENCH := mkdir -p .benchmarks && $(BIN)/pytest benches --benchmark-enable --benchmark-json=.benchmarks
 
@@ -23,7 +23,7 @@ export LLR_FAST_BUILD_EXT ?= auto
 
 N ?= 2000
 
-.PHONY: demo gallery docs-pictures docs test test-oldest-triton fuzz mutants check check-install wheels bench test-gpu bench-gpu clean
+.PHONY: demo gallery docs-pictures docs test test-kernels test-newest-triton test-oldest-triton fuzz mutants check check-install wheels bench test-gpu bench-gpu clean
 
 demo: $(KERNELS)
 	$(BIN)/python -m llr_fast demo
@@ -40,18 +40,25 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
-# The Triton interpreter is chosen when kernels are imported, so its tests need a process of their own.
+# All but those of the kernels for GPUs, which take a compiler, an emulator and an interpreter.
 test: $(INSTALLED)
-	$(PARALLEL) llr_fast tests -m "not gpu"
-	$(if $(INTERPRETED),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
+	$(PARALLEL) llr_fast tests -m "not gpu" $(addprefix --ignore=,$(KERNEL_TESTS))
 
-# Compiled and interpreted by the oldest Triton too, whose rules and registers are others; three minutes of its own.
+test-kernels: test-newest-triton test-oldest-triton
+
+# The interpreter is chosen when kernels are imported, so its tests need a process of their own.
+test-newest-triton: $(INSTALLED)
+	$(if $(LINUX),$(PARALLEL) $(filter-out tests/kernels,$(KERNEL_TESTS)))
+	$(if $(LINUX),TRITON_INTERPRET=1 $(PARALLEL) tests/kernels -m "not gpu")
+
+# Its rules and registers are others: what it compiles for Hopper, and each kernel emulated and interpreted.
 test-oldest-triton: $(INSTALLED)
 	@test -d $(OLDEST_FOLDER) || { $(BIN)/pip install --quiet --no-deps --retries 1 --target $(OLDEST_FOLDER).part \
 		triton==$(OLDEST) "numpy<2.4" 2>/dev/null && mv $(OLDEST_FOLDER).part $(OLDEST_FOLDER); } || true
 	@if test -d $(OLDEST_FOLDER); then export PYTHONPATH=$(OLDEST_FOLDER); \
-		$(PARALLEL) tests/compiled -k "not test_every or (sm_90 and not float64)" && \
-		TRITON_INTERPRET=1 $(PARALLEL) tests/kernels/test_triton.py tests/kernels/test_roll_activation.py -m "not gpu"; \
+		$(PARALLEL) tests/compiled -k "odd_sizes or (test_every and sm_90 and not float64)" && \
+		TRITON_INTERPRET=1 $(PARALLEL) tests/kernels/test_triton.py tests/kernels/test_roll_activation.py \
+			-m "not gpu" -k "not other_types and not last_bit"; \
 	else echo "skipped: the kernels under Triton $(OLDEST), which is neither in $(OLDEST_FOLDER) nor to be downloaded"; fi
 
 # Random networks against the oracle: make fuzz N=2000, make fuzz MINUTES=30 START=5000, make fuzz SEED=123.

@@ -46,9 +46,9 @@ def test_it_waits_once_in_a_pass_and_a_few_times_in_all(p, coarse, passes, monke
         assert mode.count <= len(passes) + 40
 
 
-@pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("p", [1, 2, math.inf])
-@pytest.mark.parametrize("many", [1, 3, 7])
+@pytest.mark.parametrize(
+    "many, p, coarse", [(1, 2, False), (3, 2, True), (7, 2, False), (3, 1, False), (7, 1, True), (3, math.inf, True)]
+)
 def test_several_neurons_at_a_time(many, p, coarse, passes, monkeypatch):
     monkeypatch.setattr(search, "MANY", many)
     monkeypatch.setattr(search, "CANDIDATES", 7)

@@ -1,7 +1,7 @@
 """Every configuration that the launchers can choose, compiled: it fits the chip and spills nothing.
 
-Products of matrices, which fill the registers, for every target; of the other kernels, which take few of them, every
-configuration for sm_90, and one of each kernel and type elsewhere.
+Products of matrices, which fill the registers, for every GPU of NVIDIA's; of the other kernels, which take few of them,
+every configuration for sm_90, and one of each kernel and type elsewhere. In float64, and for AMD's GPUs, one of each.
 """
 
 import contextlib
@@ -26,15 +26,13 @@ from llr_fast.ops.tangent_activation import triton as tangent
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-TRAINED, WIDE = (torch.float32, torch.bfloat16), (torch.float64,)
-# Networks in float64 are compiled for one target: that takes the longest.
-CHECKS = {
-    "sm_80": ("sm_80", TRAINED),
-    "sm_90": ("sm_90", TRAINED),
-    "sm_90 in float64": ("sm_90", WIDE),
-    "sm_100": ("sm_100", TRAINED),
-    "gfx942": ("gfx942", TRAINED[:1]),
-}
+TRAINED = (torch.float32, torch.bfloat16)
+CHECKS = [
+    *((target, dtype, "products") for target in ("sm_90", "sm_100", "sm_80") for dtype in TRAINED),
+    *(("sm_90", dtype, "other kernels") for dtype in TRAINED),
+    ("sm_90", torch.float64, "one of each"),
+    ("gfx942", torch.float32, "one of each"),
+]
 # What the pickers distinguish: one direction, up to four, more; tangents of each sample, or the batch's.
 TANGENTS = [(K, 16, shared, 64) for K in (1, 4, 16, 32) for shared in (1, 16)]
 # One direction, or several; of matrices, one for each sample or the batch's.
@@ -98,10 +96,15 @@ def configurations(dtype: torch.dtype, in_tf32: bool) -> list[offline.Launch]:
     return list(found.values())
 
 
-def thinned(launches: list[offline.Launch]) -> list[offline.Launch]:
-    """All products; of the other kernels one launch each."""
+def chosen(launches: list[offline.Launch], which: str) -> list[offline.Launch]:
+    """All "products", and of the other kernels one launch each; all "other kernels"; or "one of each"."""
     first = {launch.name: launch for launch in reversed(launches)}
-    return [launch for launch in launches if "linear" in launch.name or launch is first[launch.name]]
+    one = list(first.values())
+    products, others = (
+        [[launch for launch in several if ("linear" in launch.name) == are_products] for several in (launches, one)]
+        for are_products in (True, False)
+    )
+    return {"products": products[0] + others[1], "other kernels": others[0], "one of each": one}[which]
 
 
 @contextlib.contextmanager
@@ -141,23 +144,22 @@ def _compile(index: int):
         return f"does not compile: {error}"
 
 
-def compiled(target: str, dtypes: tuple[torch.dtype, ...]):
-    """All launches with their resources, compiled by all cores, from forks that inherit the list of work."""
+def compiled(target: str, dtype: torch.dtype, which: str):
+    """Launches with their resources, compiled by all cores, from forks that inherit the list of work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "7" if target.startswith("gfx") else None)
-        is_main = target == "sm_90"
-        found = [configurations(dtype, is_main and dtype == torch.float32) for dtype in dtypes]
-        WORK[:] = [(target, launch) for launches in found for launch in (launches if is_main else thinned(launches))]
+        launches = configurations(dtype, target == "sm_90" and dtype == torch.float32)
+    WORK[:] = [(target, launch) for launch in chosen(launches, which)]
     workers = os.cpu_count() if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         found = pool.map(_compile, range(len(WORK)), chunksize=4)
     return [(launch, resources) for (_, launch), resources in zip(WORK, found, strict=True)]
 
 
-@pytest.mark.parametrize("target, dtypes", CHECKS.values(), ids=CHECKS)
-def test_every_configuration_compiles(target, dtypes):
+@pytest.mark.parametrize("target, dtype, which", CHECKS, ids=[f"{t} {str(d)[6:]} {which}" for t, d, which in CHECKS])
+def test_every_configuration_compiles(target, dtype, which):
     """Without spills, into the memory of the chip; products of low precision by the instructions made for them."""
-    faults, found = [], compiled(target, dtypes)
+    faults, found = [], compiled(target, dtype, which)
     for launch, resources in found:
         types = {v.dtype for v in launch.args.values() if isinstance(v, torch.Tensor)}
         fits = not isinstance(resources, str) and resources.shared <= SHARED_BYTES[target]

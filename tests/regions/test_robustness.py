@@ -74,9 +74,8 @@ def nearest_on_plane(model, x, label, p, half=4.0):
 
 
 @pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("seed", range(2))
-def test_walk_is_exact_on_the_plane(p, seed):
-    model = plain(2, 6, 6, 3, seed=seed)
+def test_walk_is_exact_on_the_plane(p):
+    model = plain(2, 6, 6, 3, seed=1)
     x = torch.randn(2, 2, dtype=DTYPE)
     found = llr_fast.robustness(model, x, p, regions=None)
     for i, label in enumerate(classes_of(model, x).tolist()):
