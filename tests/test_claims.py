@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import llr_fast
+from llr_fast.certificates import search, strategy
 from llr_fast.certificates.bounds import DIRECTIONS
 from llr_fast.paper import EXPERIMENTS
 
@@ -130,6 +131,11 @@ def test_the_package_asks_for_what_the_readme_says():
 def test_numbers_of_directions():
     low, high = re.search(r"(\d+) to (\d+) random directions", PAGES["method"]).groups()
     assert (int(low), int(high)) == (min(DIRECTIONS.values()), max(DIRECTIONS.values()))
+
+
+def test_when_more_directions_are_drawn():
+    found = re.search(r"more than (\d+) neurons of a sample are left after the first (\d+), four", PAGES["method"])
+    assert (int(found[1]), int(found[2]), 4) == (search.LEFT, search.MANY, strategy._SHARPER)
 
 
 def test_the_plain_step_grows_more_with_the_input():

@@ -77,19 +77,41 @@ class Probe:
         return torch.stack([(b - a).abs_().amax(1) for a, b in pairs])
 
 
+@dataclass
+class Bounds:
+    """Upper bounds [B, n] of each layer's norms; where a search has many neurons left, `sharpen` makes them smaller."""
+
+    upper: list[Tensor]
+    sharper: Callable[[], list[Tensor]] | None = None
+
+    def sharpen(self) -> None:
+        """Takes the smaller of the bounds and those from more directions. A second call does nothing."""
+        if self.sharper is not None:
+            self.upper = [torch.minimum(*both) for both in zip(self.upper, self.sharper(), strict=True)]
+            self.sharper = None
+
+
 @torch.no_grad()
 def by_search(
-    frozen: Frozen, probe: Probe, q: float, failure_probability: float, generator: torch.Generator | None
+    frozen: Frozen,
+    probe: Probe,
+    q: float,
+    failure_probability: float,
+    generator: torch.Generator | None,
+    times: int = 1,
 ) -> list[Tensor]:
-    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample."""
-    distances = frozen.distances
+    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample.
+
+    From `times` as many directions as serve as a rule.
+    """
+    distances, directions = frozen.distances, times * DIRECTIONS[q]
 
     def measure(dtype: torch.dtype, scale: float) -> list[Tensor]:
-        drawn = sketch.statistics(frozen, q, DIRECTIONS[q] - 1, generator, dtype, scale)
+        drawn = sketch.statistics(frozen, q, directions - 1, generator, dtype, scale)
         statistics = [
             s + sketch.term((scale * t).to(dtype), q) for s, t in zip(drawn, probe.fine.tangents, strict=True)
         ]
-        return sketch.joint_bounds(statistics, distances, q, DIRECTIONS[q], failure_probability)
+        return sketch.joint_bounds(statistics, distances, q, directions, failure_probability)
 
     bounds = in_range(measure, probe, enlarged=True)
     for layer, norms in frozen.norms_of_weights(q, bounds[0].dtype).items():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from llr_fast import norms
-from llr_fast.certificates.bounds import Probe, check_gradients
+from llr_fast.certificates.bounds import Bounds, Probe, check_gradients
 from llr_fast.certificates.frozen import Backward, Frozen, freeze
 from llr_fast.ops.margin_reduce import smallest_bounds
 
 CANDIDATES = 64  # neurons that are sorted at a time
 MANY = 16  # after so many neurons of a sample, one at a time, so many at a time are back-propagated
+LEFT = 512  # neurons of a sample, left after those, to back-propagate which takes longer than to sharpen all bounds
 LARGE = 32  # samples from which on it pays to leave the decided half of a batch behind
 _COARSE = 1e-3  # relative error, far more than there is, of coarse norms that are not mostly rounding
 
@@ -41,7 +42,7 @@ class Computed:
 
 @torch.no_grad()
 def nearest(
-    model: nn.Module, frozen: Frozen, bounds: list[Tensor], probe: Probe, q: float, known: Nearest | None = None
+    model: nn.Module, frozen: Frozen, bounds: Bounds, probe: Probe, q: float, known: Nearest | None = None
 ) -> Nearest:
     """The neuron that bounds the region, given upper bounds of all norms; everything returned is of float64.
 
@@ -51,24 +52,26 @@ def nearest(
     is decided in float64.
     """
     if probe.coarse is not None:
-        bounds = _tightened(bounds, _verify(model, frozen, bounds, probe.coarse, q, known)[1], probe)
+        computed = _verify(model, frozen, bounds, probe.coarse, q, known)[1]
+        bounds = replace(bounds, upper=_tightened(bounds.upper, computed, probe))
     return _verify(model, frozen, bounds, probe.fine, q, known)[0]
 
 
 def _verify(
-    model: nn.Module, frozen: Frozen, bounds: list[Tensor], backward: Backward, q: float, known: Nearest | None
+    model: nn.Module, frozen: Frozen, bounds: Bounds, backward: Backward, q: float, known: Nearest | None
 ) -> tuple[Nearest, list[Computed]]:
     """Ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 
-    In each pass every undecided sample back-propagates its own next neuron, or its next few.
+    In each pass every undecided sample back-propagates its own next neuron, or its next few. Where after some passes
+    many neurons are left, sharper bounds decide most of them.
     """
-    x, distances = frozen.x, frozen.distances
+    x, distances, left = frozen.x, frozen.distances, bounds.upper
     computed: list[Computed] = []
     like = x.to(backward.directions.dtype)
     best = _nothing(like, distances[0]) if known is None else _copied(known, like)
     rows = torch.arange(x.size(0), device=x.device)  # the samples that `backward` holds
     while True:
-        lowest, layer, neuron = smallest_bounds(distances, bounds, CANDIDATES)
+        lowest, layer, neuron = smallest_bounds(distances, left, CANDIDATES)
         distance, layers = entries(distances, layer, neuron), layer.tolist()
         first = 0
         while first < lowest.size(1):
@@ -80,6 +83,10 @@ def _verify(
                 rows, backward = undecided, backward.at(part, torch.searchsorted(rows, undecided))
             if len(computed) == MANY:
                 backward = backward.wider(MANY)
+                if bounds.sharper is not None and _undecided(distances, left, best.value) > LEFT:
+                    bounds.sharpen()
+                    left = [torch.minimum(*both) for both in zip(left, bounds.upper, strict=True)]
+                    break
             some = slice(first, first + backward.width)
             present = {index for row in layers for index in row[some]}
             gradient = backward.gradients(layer[rows, some], neuron[rows, some], present)
@@ -88,7 +95,14 @@ def _verify(
             ratio = (distance[rows, some] / norm.to(best.value.dtype)).where(norm > 0, math.inf)
             _keep_smallest(best, computed[-1], ratio, gradient)
             first += backward.width
-        bounds = [without(of_layer, layer == index, neuron) for index, of_layer in enumerate(bounds)]
+        done = slice(0, first)
+        left = [without(b, layer[:, done] == index, neuron[:, done]) for index, b in enumerate(left)]
+
+
+def _undecided(distances: list[Tensor], bounds: list[Tensor], best: Tensor) -> int:
+    """How many neurons a sample has at most that may be nearer than the best of it."""
+    found = [(d < best[:, None] * b).sum(1) for d, b in zip(distances, bounds, strict=True)]
+    return int(torch.stack(found).sum(0).max())
 
 
 def _checked(computed: list[Computed]) -> list[Computed]:

@@ -64,6 +64,43 @@ def test_several_neurons_at_a_time(many, p, coarse, passes, monkeypatch):
     assert torch.equal(found.neuron, expected.neuron) and torch.equal(found.layer, expected.layer)
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("left, times", [(0, [1, 4]), (2**20, [1])])
+def test_many_that_are_left_are_decided_by_more_directions(p, coarse, left, times, passes, monkeypatch):
+    """Once, at most; the failure probability is shared by the two sets of bounds."""
+    drawn, by_search = [], llr_fast.certificates.bounds.by_search
+
+    def counted(frozen, probe, q, failure_probability, generator, times=1):
+        drawn.append((times, failure_probability))
+        return by_search(frozen, probe, q, failure_probability, generator, times)
+
+    monkeypatch.setattr(llr_fast.certificates.bounds, "by_search", counted)
+    monkeypatch.setattr(search, "MANY", 2)
+    monkeypatch.setattr(search, "LEFT", left)
+    if coarse:
+        monkeypatch.setattr(llr_fast.certificates.bounds, "FEW", 0)
+    model, x = convolutional(4), torch.randn(3, 1, 8, 8)
+    expected = llr_fast.margin(model, x, p, method="exact")
+    passes.clear()
+    found = llr_fast.margin(model, x, p, method="search", failure_probability=1e-200)  # loose bounds
+    assert drawn == [(number, 0.5e-200) for number in times]
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=0)
+    assert torch.equal(found.neuron, expected.neuron) and torch.equal(found.layer, expected.layer)
+
+
+def test_sharper_bounds_leave_fewer(passes, monkeypatch):
+    monkeypatch.setattr(search, "MANY", 2)
+    model, x = convolutional(4), torch.randn(3, 1, 8, 8)
+    counts = []
+    for left in (0, 2**20):
+        monkeypatch.setattr(search, "LEFT", left)
+        passes.clear()
+        llr_fast.margin(model, x, method="search", failure_probability=1e-40)
+        counts.append(len(passes))
+    assert counts[0] < counts[1] / 2
+
+
 @pytest.mark.parametrize("free, directions", [(2**40, 2**23), (2**23 + 5, 2**6), (1, 1)])
 def test_on_a_gpu_the_free_memory_decides(free, directions, monkeypatch):
     """An eighth of it, or less, down to a power of 2; of what the allocator holds, too."""
