@@ -1,4 +1,4 @@
-"""The second list: 40 faults of the same kinds as the first, written down before the tests were looked at."""
+"""The second list: faults of the same kinds as the first, 40 of them written down before the tests were looked at."""
 
 from __future__ import annotations
 
