@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor do not know each other. What is not named here is the ground floor.
 FLOORS = (
