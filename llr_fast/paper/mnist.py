@@ -174,9 +174,8 @@ def _named(variant: Variant) -> tuple[str, str]:
         return _loss(None), ""
     if variant.estimator == "exact":
         return _loss(variant.C), "exact"
-    if variant.every > 1:
-        return _loss(variant.C), f"{variant.samples} random direction, every {variant.every}th step"
-    return _loss(variant.C), f"{variant.samples} random directions"
+    directions = f"{variant.samples} random direction{'s' * (variant.samples > 1)}"
+    return _loss(variant.C), directions + (f", every {variant.every}th step" if variant.every > 1 else "")
 
 
 def _histograms(found: Mapping[Variant, Mapping[str, Any]]) -> Figure:
