@@ -73,11 +73,7 @@ def margins() -> Figure:
     """The demo's picture."""
     digits = demo.load()
     results = {name: demo.train_and_measure(name, digits, 30, seed=0) for name in ("cross-entropy", "ROLL")}
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    ax = figure.subplots()
-    demo.plot_margins({name: r.margins[2] for name, r in results.items()}, unit="pixel values from 0 to 1", ax=ax)
-    ax.set_title("Distance from a test digit to the boundary of its linear region")
-    return figure
+    return demo.picture(results).figure
 
 
 def stability() -> Figure:

@@ -12,17 +12,17 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import llr_fast
-from llr_fast.paper import datasets
+from llr_fast.paper import classifiers, datasets
 from llr_fast.paper.study import save
 
 ROOT = Path(__file__).parents[1]
-TESTED, BATCH = 1000, 64
+TESTED = 1000
 
 
 class Choice(NamedTuple):
@@ -51,7 +51,7 @@ class Measured(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="the folder of MNIST's four idx files")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     images = datasets.mnist(options.data)
     found = {choice: measure(choice, images, options.epochs) for choice in tqdm(CHOICES, unit="network")}
@@ -61,23 +61,25 @@ def main() -> None:
 
 def measure(choice: Choice, images: datasets.Images, epochs: int) -> Measured:
     torch.manual_seed(0)
-    layers = [part for i in (784, 300, 300, 300) for part in (nn.Linear(i, 300), nn.ReLU())]
-    model = nn.Sequential(*layers, nn.Linear(300, 10))
-    options = choice._asdict()
-    roll = None if choice.lam is None else llr_fast.ROLLLoss(model, **options)
+    model = classifiers.dense(784)
+    roll = None if choice.lam is None else llr_fast.ROLLLoss(model, **choice._asdict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5, nesterov=True)
-    train = TensorDataset(images.train_x.flatten(1).sub(0.1307).div(0.3081), images.train_y)
+    train = TensorDataset(_normalised(images.train_x), images.train_y)
     for _ in range(epochs):
-        for x, y in DataLoader(train, BATCH, shuffle=True):
+        for x, y in DataLoader(train, classifiers.BATCH, shuffle=True):
             optimizer.zero_grad()
             output, penalty = roll(x) if roll else (model(x), 0.0)
             (F.cross_entropy(output, y) + penalty).backward()
             optimizer.step()
-    x = images.test_x.flatten(1).sub(0.1307).div(0.3081)
+    x = _normalised(images.test_x)
     with torch.no_grad():
         accuracy = float((model.eval()(x).argmax(1) == images.test_y).float().mean())
-    margin = float(llr_fast.margin(model, x[:TESTED]).value.median()) * 0.3081
+    margin = float(llr_fast.margin(model, x[:TESTED]).value.median()) * classifiers.STD
     return Measured(accuracy, margin)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return images.flatten(1).sub(classifiers.MEAN).div(classifiers.STD)
 
 
 def text(found: dict[Choice, Measured], epochs: int) -> str:

@@ -49,17 +49,16 @@ def write(page: Path, results: Iterable[Path]) -> None:
 def _introduction(results: dict) -> str:
     machine, commit = results["machine_info"], results["commit_info"]["id"][:8]
     cuda = any(run["extra_info"]["device"] == "cuda" for run in results["benchmarks"])
-    device = (
-        machine["gpu"] if cuda else f"{machine['processor']}, {machine['cpu_capability']}, {machine['threads']} threads"
-    )
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    device = machine["gpu"] if cuda else f"{machine['processor']}, {machine['cpu_capability']}, {threads}"
     command = "pytest benches -m gpu" if cuda else "make bench"
     where = f"{device}; PyTorch {machine['torch'].split('+')[0]}; commit {commit}"
     if {run["extra_info"]["table"] for run in results["benchmarks"]} == {"regions"}:
         return (
             f"`pytest benches/bench_regions.py` ({where}): how many times as\n"
-            "long as `regions_on_plane` other tools take (`pip install regioncam relucent`), after a\n"
-            "check that all find as many regions. relucent asks a solver for the neighbours of each\n"
-            "region; it ran with one worker and without its verification."
+            "long as `regions_on_plane`, in float64, other tools take (`pip install regioncam relucent`),\n"
+            "after a check that all find as many regions, to 0.1%. relucent asks a solver for the neighbours\n"
+            "of each region; it ran with one worker and without its verification."
         )
     return (
         f"`{command}` ({where}): how many times as long as `llr_fast` the alternatives\n"

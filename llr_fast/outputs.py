@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -22,12 +23,27 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
             yield from tensors_of(vars(leaf))
 
 
-class Logits(nn.Module):
-    """A model whose output is its logits alone."""
+def reals_of(output: Any) -> list[Tensor]:
+    """The tensors of real numbers among them, and complex ones as their real and imaginary parts [..., 2]."""
+    numbers = (tensor for tensor in tensors_of(output) if tensor.is_floating_point() or tensor.is_complex())
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in numbers]
+
+
+class Around(nn.Module):
+    """What the library puts around a user's network, `model`, whose modules keep their names."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+
+def network_in(model: nn.Module) -> nn.Module:
+    """The user's network."""
+    return network_in(model.model) if isinstance(model, Around) else model
+
+
+class Logits(Around):
+    """A model whose output is its logits alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))

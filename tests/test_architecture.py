@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import llr_fast
-
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor do not know each other. What is not named here is the ground floor.
 FLOORS = (
@@ -116,4 +114,4 @@ def test_functions_named_on_the_page_are_in_their_files(path, names):
 
 
 def test_the_page_names_functions():
-    assert len(re.findall(r"`(?:llr_fast|csrc)/[\w/.]+`:\s+`", PAGE)) > 15 and llr_fast.__version__
+    assert len(re.findall(r"`(?:llr_fast|csrc)/[\w/.]+`:\s+`", PAGE)) > 15

@@ -1,5 +1,6 @@
 """Certificates multiply float32 numbers in float32, whatever the process allows elsewhere."""
 
+import precisions
 import pytest
 import torch
 from torch import backends, nn
@@ -7,62 +8,36 @@ from torch import backends, nn
 import llr_fast
 from llr_fast.precision import full_precision
 
-SETTINGS = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+
+@pytest.fixture(autouse=True)
+def restored():
+    with precisions.restored():
+        yield
 
 
-def current():
-    return [setting.fp32_precision for setting in SETTINGS]
+ALLOW = {"default": lambda: None, "older": precisions.by_older_names, "newer": precisions.by_newer_names}
 
 
-def older():
-    """The same by the older names; torch raises where the newer ones say what these cannot."""
-    try:
-        return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except RuntimeError as error:
-        return str(error)
-
-
-@pytest.fixture
-def defaults():
-    before = current()
-    yield
-    torch.set_float32_matmul_precision("highest")
-    backends.cudnn.allow_tf32 = True
-    for setting, precision in zip(SETTINGS, before):
-        setting.fp32_precision = precision
-
-
-def by_older_names():
-    torch.set_float32_matmul_precision("medium")
-
-
-def by_newer_names():
-    backends.cuda.matmul.fp32_precision = "tf32"
-    backends.cudnn.conv.fp32_precision = "tf32"
-    backends.mkldnn.matmul.fp32_precision = "bf16"
-    backends.mkldnn.conv.fp32_precision = "bf16"
-
-
-@pytest.mark.parametrize("allow", [lambda: None, by_older_names, by_newer_names], ids=["default", "older", "newer"])
-def test_settings_are_full_inside_and_as_before_behind(defaults, allow):
-    allow()
-    before = current(), older()
+@pytest.mark.parametrize("name", ALLOW)
+def test_settings_are_full_inside_and_as_before_behind(name):
+    ALLOW[name]()
+    before = precisions.current()
     with pytest.raises(KeyError), full_precision:
-        assert not {"tf32", "bf16"} & set(current())
+        assert not {"tf32", "bf16"} & set(precisions.current()[0])
         assert torch.get_float32_matmul_precision() == "highest" and not backends.cudnn.allow_tf32
         raise KeyError
-    assert (current(), older()) == before
+    assert precisions.current() == before
 
 
 class Spy(nn.Linear):
     def forward(self, x):
-        self.seen = current()
+        self.seen, _ = precisions.current()
         return super().forward(x)
 
 
 @pytest.mark.parametrize("method", ["exact", "search"])
-def test_certificates_run_in_full_precision(defaults, method):
-    by_older_names()
+def test_certificates_run_in_full_precision(method):
+    precisions.by_older_names()
     spy = Spy(3, 4)
     llr_fast.margin(nn.Sequential(spy, nn.ReLU()), torch.randn(2, 3), method=method)
     assert not {"tf32", "bf16"} & set(spy.seen)

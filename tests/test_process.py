@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import precisions
 import pytest
 import torch
 from torch import backends, nn
@@ -12,7 +13,6 @@ from torch import backends, nn
 import llr_fast
 
 THREADS = 4
-SETTINGS = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
 
 
 def network(seed=0):
@@ -36,38 +36,16 @@ def at_once(calls):
         return [future.exception() or future.result() for future in [pool.submit(run, call) for call in calls]]
 
 
-def precisions():
-    try:
-        older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except RuntimeError:  # the newer names are in use
-        older = None
-    return older, [setting.fp32_precision for setting in SETTINGS]
-
-
-def older_names():
+def high():
     torch.set_float32_matmul_precision("high")
     backends.cudnn.allow_tf32 = False
 
 
-def medium():
-    torch.set_float32_matmul_precision("medium")
-
-
-def newer_names():
+def of_each_its_own():
     backends.mkldnn.matmul.fp32_precision = "bf16"
     backends.mkldnn.conv.fp32_precision = "tf32"
     backends.cudnn.conv.fp32_precision = "ieee"
     backends.cuda.matmul.fp32_precision = "tf32"
-
-
-@pytest.fixture
-def restored():
-    before = precisions()[1]
-    yield
-    torch.set_float32_matmul_precision("highest")
-    backends.cudnn.allow_tf32 = True
-    for setting, precision in zip(SETTINGS, before):
-        setting.fp32_precision = precision
 
 
 def fails():
@@ -87,13 +65,14 @@ def mixture(model):
     ]
 
 
-@pytest.mark.parametrize("choose", [lambda: None, older_names, medium, newer_names])
-def test_precisions_are_afterwards_as_before(restored, choose):
-    choose()
-    before = precisions()
-    for _ in range(3):
-        at_once(mixture(network()))
-        assert precisions() == before
+@pytest.mark.parametrize("choose", [lambda: None, high, precisions.by_older_names, of_each_its_own])
+def test_precisions_are_afterwards_as_before(choose):
+    with precisions.restored():
+        choose()
+        before = precisions.current()
+        for _ in range(3):
+            at_once(mixture(network()))
+            assert precisions.current() == before
 
 
 def test_a_failing_thread_fails_alone():

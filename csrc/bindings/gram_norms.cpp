@@ -203,7 +203,7 @@ std::tuple<Tensors, Tensors> gram_norms_backward(Tensor upstream, Tensors weight
 }
 
 NormsAndGradients gram_norms_total(Tensors weights, Tensors slopes, bool needs_slopes) {
-  is_double(weights);
+  is_double(weights);  // raises where there are none
   const std::vector<int64_t> shape{slopes.empty() ? 1 : slopes[0].size(0), static_cast<int64_t>(weights.size())};
   const Tensor ones = torch::stable::full(shape, 1.0, weights[0].scalar_type());
   auto [sums, by_weights, by_slopes] =

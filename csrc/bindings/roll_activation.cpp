@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> roll_activation_backward(Tensor d_out, Option
   };
   const auto [d_z, d_tangents, d_factor] = is_wide(d_out, tangents) ? run(double()) : run(float());
   return {torch::stable::to(d_z, d_out.scalar_type()), torch::stable::to(d_tangents, tangents.scalar_type()),
-          factor ? torch::stable::to(d_factor, factor->scalar_type()) : d_factor};
+          torch::stable::to(d_factor, (factor ? *factor : tangents).scalar_type())};
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(llr_fast_native, m) {

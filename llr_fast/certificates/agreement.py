@@ -11,7 +11,7 @@ from llr_fast.linearized import layers
 from llr_fast.linearized.evaluation import Evaluation, Settings
 from llr_fast.linearized.linearization import NoLinearization
 from llr_fast.linearized.linearize import linearize
-from llr_fast.outputs import tensors_of
+from llr_fast.outputs import reals_of
 from llr_fast.process import uncompiled
 
 _UNITS = 32  # of rounding, of the largest output: outputs mostly differ by less
@@ -38,7 +38,7 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
     wrong. How large rounding gets, where it is not small, is measured by an evaluation in float32; because a state
     would look like rounding, it and the one in `dtype` are repeated and have to find the same again.
     """
-    found, plain = _numbers(output), _numbers(plain_output)
+    found, plain = reals_of(output), reals_of(plain_output)
     shapes, expected = ([tuple(t.shape) for t in outputs] for outputs in (found, plain))
     if shapes != expected:
         raise _refusal(f"outputs of shapes {shapes} instead of {expected}")
@@ -62,11 +62,7 @@ def check(model: nn.Module, x: Tensor, dtype: torch.dtype, output: Any, plain_ou
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Of an evaluation in the dtype of x."""
     settings = Settings(certificate=True, declared=model_dtype(model, x))
-    return _numbers(linearize(x, NoLinearization(), Evaluation(model, layers.values, settings))[0])
-
-
-def _numbers(output: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    return reals_of(linearize(x, NoLinearization(), Evaluation(model, layers.values, settings))[0])
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -17,6 +17,7 @@ from llr_fast.linearized.evaluation import Evaluation, Settings
 from llr_fast.linearized.layers import Activation, Layer
 from llr_fast.linearized.linearization import Linearization, NoLinearization
 from llr_fast.linearized.linearize import linearize
+from llr_fast.outputs import network_in
 from llr_fast.precision import full_precision
 
 MEMORY_BUDGET = 2**29  # bytes that the tangents of an evaluation's neurons may take; larger work is cut into chunks
@@ -81,7 +82,7 @@ def _versions_in_training(model: nn.Module) -> dict[str, int]:
     """How often each buffer of a module in training mode was written to, as spectral normalisation does."""
     return {
         f"{path}.{name}": buffer._version
-        for path, module in model.named_modules()
+        for path, module in network_in(model).named_modules()
         if module.training
         for name, buffer in module.named_buffers(recurse=False)
         if not buffer.is_inference()

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr_fast.certificates.agreement import model_dtype
 from llr_fast.linearized.modules import RunningModule
+from llr_fast.outputs import network_in
 from llr_fast.process import uncompiled
 
 States = tuple[list[Tensor], object, bytes]
@@ -78,7 +79,8 @@ class _Others(TorchFunctionMode):
         super().__init__()
         self.found: str | None = None
         self._module = RunningModule(model)
-        self._names = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
+        modules = network_in(model).named_modules()
+        self._names = {id(module): path or type(module).__name__ for path, module in modules}
         self._running: list[str] = []
         self._before = _others()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -17,6 +17,9 @@ from llr_fast import ROLLLoss, activation_pattern, margin, robustness
 from llr_fast.checks import check_count, check_folder, check_seed
 from llr_fast.errors import missing
 from llr_fast.plot import plot_margins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NORMS = (1, 2, float("inf"))
 BATCH = 64
@@ -56,7 +59,9 @@ def run(out: Path, epochs: int, seed: int) -> dict[str, Result]:
     torch.set_num_threads(1)  # threads do not speed up matrices this small, and cost much where cores are shared
     results = {name: train_and_measure(name, digits, epochs, seed) for name in ("cross-entropy", "ROLL")}
     print(table(results))
-    print("picture:", draw(results, out / "margins.png"))
+    path = out / "margins.png"
+    picture(results).figure.savefig(path)  # type: ignore[union-attr]
+    print("picture:", path)
     return results
 
 
@@ -127,9 +132,9 @@ def quartiles(values: Tensor) -> list[float]:
     return values.quantile(levels, interpolation="nearest").tolist()
 
 
-def draw(results: Mapping[str, Result], path: Path) -> Path:
+def picture(results: Mapping[str, Result]) -> Axes:
+    """The l2 margins of both networks, as histograms."""
     margins = {name: result.margins[2] for name, result in results.items()}
     ax = plot_margins(margins, p=2, unit="pixel values from 0 to 1")
     ax.set_title("Distance from a test digit to the boundary of its linear region")
-    ax.figure.savefig(path)  # type: ignore[union-attr]
-    return path
+    return ax

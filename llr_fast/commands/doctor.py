@@ -62,7 +62,8 @@ def versions() -> list[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             found.append((package, "not installed"))
     found.append(("platform", platform.platform()))
-    found.append(("cpu", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"))
+    threads = torch.get_num_threads()
+    found.append(("cpu", f"{torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found.append(("cuda", f"{torch.version.cuda or 'not in this torch'}, device: {gpu}"))
     found.append(("LLR_FAST_BACKEND", os.environ.get("LLR_FAST_BACKEND") or "not set"))

@@ -185,8 +185,16 @@ class Evaluation(Generic[T]):
         if self.checkpointed or is_traced() or not all([_made_plain(tensor) for tensor in kept]):
             for attributes in map(vars, self.model.modules()):
                 for name, held in attributes.items():
-                    if any(isinstance(leaf, WithDerivatives) for leaf in tree_leaves(held)):
+                    if any(isinstance(leaf, WithDerivatives) for leaf in _leaves(held)):
                         attributes[name] = tree_map_only(WithDerivatives, lambda t: t.plain(), held)
+
+
+def _leaves(held: Any) -> list[Any]:
+    """What is in containers; none where these are in themselves, which torch does not follow."""
+    try:
+        return tree_leaves(held)
+    except RecursionError:
+        return []
 
 
 def _made_plain(tensor: WithDerivatives) -> bool:

@@ -8,6 +8,8 @@ from types import FrameType
 
 from torch import nn
 
+from llr_fast.outputs import Around, network_in
+
 
 class RunningModule:
     """Finds the module of a model whose forward is running, in the frames of the functions that called."""
@@ -16,7 +18,7 @@ class RunningModule:
         self._model = model
 
     def path(self) -> str:
-        """Its path in the model; the model's class name for the model itself."""
+        """Its path in the user's network; a class name for that network itself and for what is around it."""
         module = self.find()
         return self._paths.get(id(module)) or type(module).__name__
 
@@ -32,4 +34,5 @@ class RunningModule:
 
     @cached_property
     def _paths(self) -> dict[int, str]:
-        return {id(module): path for path, module in self._model.named_modules()}
+        around = {id(module): "" for module in self._model.modules() if isinstance(module, Around)}
+        return around | {id(module): path for path, module in network_in(self._model).named_modules()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.utils.data import DataLoader
 
-from llr_fast import Report, count_linear_regions, evaluate
+from llr_fast import Report, evaluate
 from llr_fast.paper import classifiers, curves, datasets
 from llr_fast.paper.classifiers import LAZY, Split, Variant
 from llr_fast.paper.options import Commands, add_experiment, settings_of
@@ -111,16 +112,12 @@ def _evaluated(model: nn.Module, data: Split, name: str, study: Study) -> Report
         return [(report.margins[p].tolist(), report.exact[p]) for p in NORMS]
 
     parts = list(zip(*study.parts(name, len(batches), margins)))
-    return Report(
-        points=len(data.test),
-        accuracy=classifiers.accuracy(model, data.test),
-        regions=count_linear_regions(model, [x for x, _ in batches]),
+    return replace(
+        evaluate(model, batches, (), std=classifiers.STD),
         margins={
             p: torch.tensor([v for values, _ in of for v in values], dtype=torch.float64) for p, of in zip(NORMS, parts)
         },
         exact={p: all(exact for _, exact in of) for p, of in zip(NORMS, parts)},
-        percentiles=(25, 50, 75, 100),
-        unit="input before normalisation",
     )
 
 
@@ -177,9 +174,8 @@ def _named(variant: Variant) -> tuple[str, str]:
         return _loss(None), ""
     if variant.estimator == "exact":
         return _loss(variant.C), "exact"
-    if variant.every > 1:
-        return _loss(variant.C), f"{variant.samples} random direction, every {variant.every}th step"
-    return _loss(variant.C), f"{variant.samples} random directions"
+    directions = f"{variant.samples} random direction{'s' * (variant.samples > 1)}"
+    return _loss(variant.C), directions + (f", every {variant.every}th step" if variant.every > 1 else "")
 
 
 def _histograms(found: Mapping[Variant, Mapping[str, Any]]) -> Figure:

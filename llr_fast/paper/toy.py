@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llr_fast import MarginLoss, ROLLLoss, margin, regions_along
+from llr_fast import MarginLoss, ROLLLoss, margin, regions_along, regions_on_plane
 from llr_fast.paper.options import Commands, add_experiment, settings_of
 from llr_fast.paper.study import Study, table
 from llr_fast.paper.training import Training, fit
-from llr_fast.regions.plane import regions_on_plane
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,13 +13,11 @@ from torch import Tensor, distributed, nn
 from llr_fast.certificates import evaluation
 from llr_fast.certificates.rounding import Rounding, error, near
 from llr_fast.data import stream
-from llr_fast.linearized.batch_axis import Samples
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.layers import Layer
-from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import tensors_of
 from llr_fast.ranks import check_group, gathered
+from llr_fast.regions.observed import Observed
 
 _PROJECTIONS = 3  # numbers that are kept of the derivative along one direction
 _RESOLUTION = 1e-9  # of relative differences of Jacobians, which float64 resolves to 1e-12 where nothing cancels
@@ -124,28 +122,6 @@ class Counter:
         certain = jacobians[jacobians[:, 0].isfinite()]
         lower = _distinct(certain[:, 1:], certain[:, :1]) if len(certain) else 1
         return RegionCount(lower, len(jacobians), self._points)
-
-
-class Observed(nn.Module):
-    """A model that remembers the linearizations of its outputs."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._outputs: list[tuple[Samples, Directions]] = []
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.model(x)
-        leaves = [leaf for leaf in tensors_of(output) if isinstance(leaf, LinearizedTensor)]
-        # Of the first evaluation: further ones compare values alone.
-        along = [(leaf.samples, leaf.linearization) for leaf in leaves if isinstance(leaf.linearization, Directions)]
-        self._outputs = self._outputs or along
-        return output
-
-    def tangents(self, x: Tensor, count: int) -> Tensor:
-        """[count, B, 1 + n]: those of all outputs at x [B, ...], behind zeros in case that none depends on it."""
-        none = torch.zeros(count, x.size(0), 1, dtype=torch.float64, device=x.device)
-        return torch.cat([none, *(samples.rows(found.tangents, lead=1) for samples, found in self._outputs)], 2)
 
 
 def pattern_hashes(layers: list[Layer], batch: int) -> list[bytes]:

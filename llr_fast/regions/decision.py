@@ -7,18 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llr_fast.certificates.agreement import plain_output
-from llr_fast.outputs import logits_of
+from llr_fast.outputs import Around, logits_of
 
 
-class Decision(nn.Module):
+class Decision(Around):
     """The model with its decision as a last layer of neurons, whose kinks are where another class takes over.
 
     A maximum over the logits has the winner's leads as neurons; of one logit the sign is the decision.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         logits = logits_of(self.model(x))

@@ -18,7 +18,7 @@ from llr_fast.data import PATIENCE
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.outputs import Logits, logits_of
-from llr_fast.regions.count import Observed
+from llr_fast.regions.observed import Observed
 
 
 @dataclass(frozen=True)

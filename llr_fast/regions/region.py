@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 
 from llr_fast.certificates import evaluation
 from llr_fast.certificates.rounding import Rounding, stays_on, without_sides
-from llr_fast.checks import WithDerivatives, check_finite, check_tensor
+from llr_fast.checks import check_finite, check_tensor
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.layers import Layer
-from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import tensors_of
 from llr_fast.regions import polytope
 from llr_fast.regions.count import pattern_hashes
+from llr_fast.regions.observed import Observed
 from llr_fast.regions.polytope import Polytope
 
 
@@ -35,7 +33,8 @@ class Region:
             Rows are zero where a neuron bounds no region, as its gradient is zero up to rounding.
         layer, neuron: [N], of each halfspace: index into `layer_names` and flat index in the layer.
         layer_names: as those of `Margin`.
-        weight, bias: [L, D] and [L], float64 on the CPU: all outputs of the model, flat, are weight @ v + bias there.
+        weight, bias: [L, D] and [L], float64 on the CPU: all outputs of the model, flat, are weight @ v + bias there;
+            of complex ones the real and imaginary parts, in turn.
         pattern: 16 bytes, equal where activation patterns are.
     """
 
@@ -139,16 +138,16 @@ def region(model: nn.Module, x: Tensor) -> Region:
 
 def region_at(model: nn.Module, x: Tensor, compared: bool) -> Region:
     """The region around x [1, ...] of float64; `compared` as in `layers_of`."""
-    watched, rounding = _Watched(model), Rounding()
+    observed, rounding = Observed(model), Rounding()
     size = x[0].numel()
     axes = torch.eye(size, dtype=torch.float64, device=x.device).view(size, *x.shape)
     start: Directions = rounding.start(axes, x.abs())
-    layers = evaluation.layers_of(watched, x, start, torch.float64, compared=compared, rounding=rounding)
+    layers = evaluation.layers_of(observed, x, start, torch.float64, compared=compared, rounding=rounding)
     point = x.flatten()
     rows = [_rows(layer, kink, point) for layer in layers for kink in layer.kinks]
     where = [(index, layer) for index, layer in enumerate(layers) for _ in layer.kinks]
     none = torch.zeros(0, dtype=torch.long, device="cpu")
-    weight, value = watched.outputs(size)
+    weight, value = observed.affine(x)
     check_finite("model: its output", value)
     return Region(
         x=x,
@@ -176,37 +175,3 @@ def _rows(layer: Layer, kink: float, point: Tensor) -> tuple[Tensor, Tensor]:
     gradient = layer.tangents[:-1, 0].t() * (side * ~stays_on(layer, kink)[0])[:, None]
     moves = (gradient != 0).any(1)
     return gradient, torch.where(moves, side * (layer.z[0] - kink) - gradient @ point, 0.0)
-
-
-class _Watched(nn.Module):
-    """A model that remembers the values and tangents of its outputs, of the first evaluation at one sample."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._found: list[tuple[Tensor, Tensor | None]] | None = None
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.model(x)
-        if self._found is None and isinstance(x, WithDerivatives):
-            leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
-            self._found = [_value_and_tangents(leaf) for leaf in leaves]
-        return output
-
-    def outputs(self, size: int) -> tuple[Tensor, Tensor]:
-        """Weight [L, D] and value [L]."""
-        assert self._found is not None
-        parts = [
-            (value.flatten(), value.new_zeros(value.numel(), size) if t is None else t[:size].flatten(1).t())
-            for value, t in self._found
-        ]
-        return torch.cat([weight for _, weight in parts]), torch.cat([value for value, _ in parts])
-
-
-def _value_and_tangents(leaf: Tensor) -> tuple[Tensor, Tensor | None]:
-    """In float64; without tangents where the output does not depend on x."""
-    if not isinstance(leaf, LinearizedTensor):
-        return leaf.detach().double(), None
-    assert isinstance(leaf.linearization, Directions)
-    tangents = leaf.linearization.tangents.detach()
-    return leaf.value.detach().clone(), tangents.expand(len(tangents), *leaf.value.shape).clone()

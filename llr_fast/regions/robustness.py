@@ -132,10 +132,7 @@ def with_margins(
     classes, count = predicted(model, x, pieces)
     found = _of_one_region(nearest, x, pieces.size(1) > 0)
     if rigorous:
-        region = margin(
-            model, x, options.p, failure_probability=options.failure_probability, generator=options.generator,
-            rigorous=True,
-        )  # fmt: skip
+        region = margin(model, x, **vars(options), rigorous=True)
         found = _enclosed(found, nearest, region)
     if y is not None:
         if not (y < count).all():

@@ -23,7 +23,7 @@ from llr_fast.linearized.linearization import Linearization, NoLinearization
 from llr_fast.linearized.table import TABLE, function_name
 from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import tensors_of
+from llr_fast.outputs import reals_of
 from llr_fast.process import uncompiled
 from llr_fast.regions.region import region_at
 
@@ -149,8 +149,8 @@ def _errors(model: nn.Module, x: Tensor) -> tuple[float, float]:
     found = region_at(model, x.double(), compared=False)
     with uncompiled, torch.inference_mode(False), torch.enable_grad():
         point = x.to(model_dtype(model, x), copy=True).requires_grad_()
-        outputs = [output for output in tensors_of(model(point.clone())) if output.is_floating_point()]
-        value = torch.cat([output.flatten() for output in outputs])
+        outputs = [output.flatten() for output in reals_of(model(point.clone()))]
+        value = torch.cat([point.new_zeros(0), *outputs])
         weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
         total = (weights * value).sum()
         gradient = torch.zeros_like(point)

@@ -18,7 +18,7 @@ from llr_fast.certificates.strategy import METHODS, Method, Options
 from llr_fast.checks import check_choice, check_count, check_finite, check_generator, check_range, described
 from llr_fast.data import stream
 from llr_fast.linearized.torch_modes import as_written
-from llr_fast.outputs import logits_of
+from llr_fast.outputs import Around, logits_of
 from llr_fast.ranks import check_group, gathered
 from llr_fast.regions.count import Counter, RegionCount
 from llr_fast.regions.robustness import with_margins
@@ -218,14 +218,14 @@ def _correct(model: nn.Module, x: Tensor, y: Any, index: int) -> int:
     return int((predicted == y.to(predicted.device)).sum())
 
 
-class _Normalising(nn.Module):
+class _Normalising(Around):
     """The model as a function of v - mean, for inputs x = (v - mean) / std."""
 
     std: Tensor
 
     def __init__(self, model: nn.Module, std: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
+        super().__init__(model)
+        self.dtype = dtype
         self.register_buffer("std", std)
 
     def forward(self, v: Tensor) -> Any:

@@ -8,6 +8,7 @@ import compare
 import numpy as np
 import pytest
 import torch
+from networks import Apply
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -40,17 +41,8 @@ class Block(nn.Module):
         return x + self.middle(self.layer(x).relu())
 
 
-class Middle(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def network(function):
-    middle = function if isinstance(function, nn.Module) else Middle(function)
+    middle = function if isinstance(function, nn.Module) else Apply(function)
     return nn.Sequential(nn.Linear(6, 6), Block(middle), nn.ReLU(), nn.Linear(6, 2))
 
 
@@ -165,7 +157,7 @@ def test_a_generator_that_starts_anew_in_each_call_is_a_function():
 
 def test_numbers_are_drawn_where_the_message_says():
     """Also where no tensor is computed there afterwards."""
-    draw = Middle(lambda x: x if random.random() < 2 else 2 * x)
+    draw = Apply(lambda x: x if random.random() < 2 else 2 * x)
 
     class Decides(nn.Module):
         def __init__(self):
@@ -265,7 +257,7 @@ ASKS = {
 def test_questions_about_the_type_of_a_tensor_are_refused(name, dtype):
     model, x = network(ASKS[name]).to(dtype), X.to(dtype)
     if name == "shape":
-        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Middle(ASKS[name])).to(dtype)
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Apply(ASKS[name])).to(dtype)
     with pytest.raises(ValueError, match="type of its input"):
         llr_fast.margin(model, x)
 
@@ -371,7 +363,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, DTYPE])
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_any_output_is_right(name, dtype):
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), Middle(OUTPUTS[name])).to(dtype)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), Apply(OUTPUTS[name])).to(dtype)
     compare.margins_are_right(model, X.to(dtype), (2,))
     state = Counts(lambda n, x: x * n)
     with pytest.raises(ValueError) if name not in ("none", "constant") else pytest.MonkeyPatch.context():

@@ -228,7 +228,7 @@ def test_constants_of_float32_keep_their_values(bounds):
     class Affine(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.register = nn.Linear(6, 6), None
+            self.layer = nn.Linear(6, 6)
             self.register_buffer("mean", torch.full((6,), 0.1))
 
         def forward(self, x):

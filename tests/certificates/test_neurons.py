@@ -123,7 +123,7 @@ def test_no_kink_ahead():
     assert llr_fast.directional_margin(model, x, direction).tolist() == [math.inf, 4.0, math.inf]
 
 
-def test_directional_margin_of_a_float32_model(case):
+def test_directional_margin_of_a_float32_model():
     model, x = networks.build("residual")
     direction = torch.randn_like(x)
     expected = llr_fast.directional_margin(model, x, direction)

@@ -45,8 +45,10 @@ def same_margins(model: nn.Module, other: nn.Module, x: torch.Tensor) -> None:
     assert torch.equal(llr_fast.activation_pattern(model, x), llr_fast.activation_pattern(other, x))
     penalties = [llr_fast.ROLLLoss(m, estimator="exact")(x)[1] for m in (model, other)]
     torch.testing.assert_close(*penalties)
-    names = [layer.z.shape for layer in llr_fast.certificates.evaluation.values_of(model, x, DTYPE)]
-    assert names == [layer.z.shape for layer in llr_fast.certificates.evaluation.values_of(other, x, DTYPE)]
+    values_of = llr_fast.certificates.evaluation.values_of
+    assert [layer.z.shape for layer in values_of(model, x, DTYPE)] == [
+        layer.z.shape for layer in values_of(other, x, DTYPE)
+    ]
 
 
 ONE_ENTRY = {

@@ -99,6 +99,7 @@ KEEP = {
     "object": in_an_object,
     "global": in_a_global_list,
     "function": in_a_function,
+    "cycle": with_a_cycle,
 }
 FOUND = {
     "attribute": lambda model: [model.feature],
@@ -109,6 +110,7 @@ FOUND = {
     "object": lambda model: [model.holder.held],
     "global": lambda model: KEPT,
     "function": lambda model: [model.named["later"]()],
+    "cycle": lambda model: model.features[:1],
 }
 CALLS = {
     "margin": lambda model: llr_fast.margin(model, X),

@@ -29,6 +29,8 @@ ACTIVATIONS: dict[str, tuple[Callable, dict]] = {
     "hardtanh": (F.hardtanh, {"lower": -1.0, "upper": 1.0}),
     "hardtanh, kinks at 0.1 and 0.7": (partial(F.hardtanh, min_val=0.1, max_val=0.7), {"lower": 0.1, "upper": 0.7}),
     "leaky_relu": (partial(F.leaky_relu, negative_slope=0.1), {"below": 0.1}),
+    "leaky_relu, falling": (partial(F.leaky_relu, negative_slope=-0.5), {"below": -0.5}),
+    "clamp from below": (partial(torch.clamp, min=-0.5), {"lower": -0.5}),
     "clamp from above": (partial(torch.clamp, max=0.7), {"lower": -math.inf, "upper": 0.7}),
     "bent": (bent, {"lower": -0.3, "upper": 0.8, "below": 0.2}),
     "prelu": (F.prelu, {}),

@@ -1,26 +1,14 @@
-"""Inputs of roll_activation and roll_max_pool and what they should give, by formulas that share no code with them."""
+"""Inputs of roll_max_pool and what it should give, by a loop over windows that shares no code with it."""
 
 import itertools
-import math
 
 import operators as ops
 import torch
 import torch.nn.functional as F
+from ops.operator_cases import outputs_and_gradients
 
 from llr_fast.dispatch import backend
 
-# name -> the activation of torch, its kinks, and the arguments of roll_activation
-RAMPS = {
-    "relu": (F.relu, (0.0,), {}),
-    "relu6": (lambda z: F.relu6(z), (0.0, 6.0), {"upper": 6.0}),
-    "hardtanh": (lambda z: F.hardtanh(z, -0.7, 0.4), (-0.7, 0.4), {"lower": -0.7, "upper": 0.4}),
-    "clamp_min": (lambda z: z.clamp(min=-0.5), (-0.5,), {"lower": -0.5}),
-    "clamp_max": (lambda z: z.clamp(max=1.5), (1.5,), {"lower": -math.inf, "upper": 1.5}),
-    "leaky_relu": (lambda z: F.leaky_relu(z, 0.2), (0.0,), {"below": 0.2}),
-    "leaky_relu_down": (lambda z: F.leaky_relu(z, -0.5), (0.0,), {"below": -0.5}),
-}
-# [K, *shape of z]: odd, unit and empty sizes, and more than one block
-SHAPES = [(1, 3, 7), (3, 2, 5, 3, 4), (2, 1, 1), (1, 0, 4), (1, 5000), (2, 3, 2, 41, 37)]
 # space, kernel, stride, padding, dilation
 WINDOWS = [
     ((7,), (3,), (2,), (1,), (1,)),
@@ -36,23 +24,6 @@ def size_of(windows):
     space, *parameters = windows
     pool = getattr(F, f"max_pool{len(space)}d")
     return tuple(pool(torch.empty(1, *space), *parameters).shape[1:])
-
-
-def hinges(z, kinks):
-    distance = torch.stack([(z - kink).abs() for kink in kinks]).amin(0)
-    return (1 - distance).clamp(min=0).sum()
-
-
-def activation_oracle(name, z, tangents):
-    function, kinks, _ = RAMPS[name]
-    (slope,) = torch.autograd.grad(function(z).sum(), z, materialize_grads=True)
-    return function(z), tangents * slope, torch.stack([tangents.square().sum(), hinges(z, kinks)])
-
-
-def prelu_oracle(z, tangents, slope):
-    shape = (-1, *[1] * (z.dim() - 2)) if slope.numel() > 1 else (1,)
-    masked = torch.where(z > 0, tangents, tangents * slope.view(shape))
-    return F.prelu(z, slope), masked, torch.stack([tangents.square().sum(), hinges(z, (0.0,))])
 
 
 def pool_oracle(z, tangents, windows):
@@ -104,23 +75,14 @@ def channels_last(tensor, channels):
     return tensor.movedim(channels, -1).contiguous().movedim(-1, channels)
 
 
-def with_gradients(function, *tensors):
-    """Outputs, and gradients of their sum with fixed random weights."""
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    found = function(*leaves)
-    generator = torch.Generator().manual_seed(5)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in found]
-    gradients = torch.autograd.grad(found, leaves, weights, materialize_grads=True)
-    return [t.detach() for t in (*found, *gradients)]
-
-
 def computed(name, function, *tensors):
+    """Outputs, and gradients of their sum with fixed random weights."""
     with backend(name):
-        return with_gradients(function, *tensors)
+        return outputs_and_gradients(function, tensors, ())
 
 
 def expected(function, *tensors):
-    return with_gradients(function, *(t.double().cpu() for t in tensors))
+    return outputs_and_gradients(function, tuple(t.double().cpu() for t in tensors), ())
 
 
 def check(found, wanted, rtol):

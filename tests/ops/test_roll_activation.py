@@ -1,4 +1,4 @@
-"""roll_activation in plain torch against autograd of torch's own activations."""
+"""roll_activation, in plain torch and in C++, against autograd of torch's own activations."""
 
 import math
 
@@ -8,32 +8,34 @@ from ops import operator_cases as oc
 from ops import roll_activation_cases as rc
 from torch.autograd import forward_ad
 
-from llr_fast.dispatch import backend
+from llr_fast.dispatch import backend, backends
 from llr_fast.ops.roll_activation import roll_activation
 
 
-@pytest.fixture(autouse=True)
-def plain_torch():
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def by(request):
+    if backends()[request.param] is not None:
+        pytest.skip(f"{request.param} does not run here")
     torch.manual_seed(0)
-    with backend("reference"):
-        yield
+    with backend(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("name,shape,directions", rc.CASES)
-def test_values_and_gradients(name, shape, directions):
+def test_values_and_gradients(name, shape, directions, by):
     for dtype in (torch.float64, torch.float32):
         tensors = rc.inputs(name, shape, directions, (dtype, dtype))
         for store in (True, False):
-            found = rc.computed(name, tensors, "reference", store=store)
+            found = rc.computed(name, tensors, by, store=store)
             rc.assert_close(found, rc.expected(name, tensors, store), dtype)
             assert found[1].shape == (tensors[1].shape if store else (0,))
 
 
 @pytest.mark.parametrize("dtypes", rc.MIXED)
 @pytest.mark.parametrize("name", rc.SOME)
-def test_types_of_z_and_tangents(name, dtypes):
+def test_types_of_z_and_tangents(name, dtypes, by):
     tensors = rc.inputs(name, (4, 3, 5), 3, dtypes)
-    found = rc.computed(name, tensors, "reference")
+    found = rc.computed(name, tensors, by)
     rc.assert_close(found, rc.expected(name, tensors), *dtypes)
     sums = torch.float64 if torch.float64 in dtypes else torch.float32
     assert [t.dtype for t in found] == [*dtypes, sums, *(t.dtype for t in tensors)]
@@ -41,14 +43,38 @@ def test_types_of_z_and_tangents(name, dtypes):
 
 @pytest.mark.parametrize("name", rc.SOME)
 @pytest.mark.parametrize("order", [(0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0)])
-def test_any_order_in_memory(name, order):
+def test_any_order_in_memory(name, order, by):
     """Values and gradients do not depend on it, and are returned in that of z."""
     tensors = rc.inputs(name, (4, 3, 5, 7), 3)
     z = tensors[0].permute(order).contiguous().permute(*(order.index(axis) for axis in range(4)))
     for tangents in (tensors[1], tensors[1].movedim(0, -1).contiguous().movedim(-1, 0)):
-        found = rc.computed(name, (z, tangents, *tensors[2:]), "reference")
+        found = rc.computed(name, (z, tangents, *tensors[2:]), by)
         rc.assert_close(found, rc.expected(name, tensors), torch.float32)
         assert found[0].stride() == z.stride() and found[1][0].stride() == z.stride()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 2, 5, 3, 4), (2, 2, 5, 41, 37)])
+def test_factors_of_channels(shape, store, last, by):
+    def function(z, tangents, factor):
+        if last and z.dim() == 4:
+            z = z.to(memory_format=torch.channels_last)
+        return roll_activation(z, tangents, upper=0.8, lower=-0.3, below=0.2, factor=factor, store=store)
+
+    def oracle(z, tangents, factor):
+        return rc.oracle("bent", z, tangents * factor.view(-1, *[1] * (z.dim() - 2)), store=store)
+
+    for dtype in (torch.float32, torch.float64):
+        tensors = (*rc.inputs("bent", shape[1:], shape[0], (dtype, dtype)), torch.randn(5, dtype=dtype))
+        found = oc.outputs_and_gradients(function, tensors, ())
+        wanted = oc.outputs_and_gradients(oracle, tuple(t.double() for t in tensors), ())
+        rc.assert_close(found, wanted, dtype)
+
+
+def test_sums_are_the_same_from_run_to_run(by):
+    tensors = rc.inputs("relu", (3, 10000), 2)
+    assert torch.equal(*(rc.computed("relu", tensors, by)[2] for _ in range(2)))
 
 
 def test_gaps_in_memory():
@@ -89,9 +115,9 @@ def test_derivatives_of_first_and_second_order(name):
 
 @pytest.mark.parametrize("name,store", [("prelu of channels", True), ("bent", False)])
 def test_opcheck(name, store):
-    """Also of tangents that lie side by side in memory, in another type than z."""
+    """Also of tangents that lie side by side in memory, in another type than z, and with factors."""
     args = rc.arguments(name, *rc.inputs(name, (2, 3, 4), 2, (torch.float32, torch.bfloat16)), store=store)
-    args = (args[0], args[1].T.contiguous().T, *args[2:])
+    args = (args[0], args[1].T.contiguous().T, torch.rand(3, dtype=torch.bfloat16) if store else None, *args[3:])
     found = torch.ops.llr_fast.roll_activation(*args)
     torch.library.opcheck(torch.ops.llr_fast.roll_activation_backward.default, rc.backward_arguments(args, *found))
     args = tuple(t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
@@ -132,6 +158,7 @@ Z, T = torch.ones(2, 3), torch.ones(1, 2, 3)
         (Z, T, {"lower": 1.0, "upper": 1.0}, ValueError, "lower: expected a kink below upper"),
         (Z, T, {"lower": -math.inf}, ValueError, "one of them finite, got -inf and inf"),
         (Z, T, {"lower": math.nan}, ValueError, "lower: expected a kink below upper"),
+        (Z, T, {"factor": torch.ones(2)}, ValueError, r"factor: expected shape \[3\] on cpu, got \[2\] on cpu"),
         (Z, T, {"below": torch.ones(2)}, ValueError, r"below: expected 1 or 3 entries of torch.float32"),
         (Z, T, {"below": torch.ones(3).double()}, ValueError, r"got \[3\] of torch.float64"),
     ],

@@ -90,12 +90,6 @@ class Space:
         parts = self._parts(active, mask, size)
         return parts[0][0] if len(parts) == 1 else None
 
-    def segment_at(self, address):
-        for segment in self.segments:
-            if segment.start <= address < segment.end:
-                return segment
-        return None
-
     def _parts(self, active, mask, size):
         """[(segment, which of the active threads)], the second None for all of them."""
         if np.bitwise_or.reduce(active) & (size - 1):

@@ -178,7 +178,7 @@ def build_div_rem(instr, ops):
 
 
 def build_min_max(instr, ops):
-    name, _t = instr.parts[0], type_of(instr)
+    name = instr.parts[0]
     propagate = "NaN" in instr.parts
     function = {("min", False): np.fmin, ("max", False): np.fmax, ("min", True): np.minimum, ("max", True): np.maximum}[
         name, propagate

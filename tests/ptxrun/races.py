@@ -63,6 +63,11 @@ class _Entries:
         return np.concatenate(out)
 
 
+def _granule(accesses):
+    """Bytes that no access, and no value written, is smaller than; at most 4."""
+    return min(4, *(a.size for a in accesses), *(v.itemsize for a in accesses for v in a.values or ()))
+
+
 class RaceCheck:
     def __init__(self):
         self.found, self.count = {}, 0
@@ -113,7 +118,7 @@ class RaceCheck:
             self._check_actors(segment, part, cta, lambda threads: threads)
 
     def _check_actors(self, segment, group, cta, actor_of):
-        granule = min(min(a.size for a in group), 4, *(v.itemsize for a in group for v in a.values or ()))
+        granule = _granule(group)
         entries = {
             kind: _Entries([a for a in group if a.kind == kind], granule, segment.origin)
             for kind in ("read", "write", "atomic")
@@ -168,9 +173,7 @@ class RaceCheck:
         if segment not in self._between:
             self._between[segment] = _CtaOwners(segment)
         owners = self._between[segment]
-        smallest = min(a.size for a in group)
-        item = min([smallest, 4] + [v.itemsize for a in group for v in a.values or ()])
-        owners.refine(item)
+        owners.refine(_granule(group))
         for kind in ("read", "write", "atomic"):
             chosen = [a for a in group if a.kind == kind]
             if not chosen:

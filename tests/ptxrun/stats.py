@@ -110,16 +110,8 @@ class Stats:
         return self.loads.sectors
 
     @property
-    def sectors_written(self):
-        return self.stores.sectors
-
-    @property
     def coalescing_efficiency(self):
         return self._sum(("read", "write")).efficiency
-
-    @property
-    def bank_conflict_degree(self):
-        return sum(self.shared.values(), SharedTraffic()).conflict_degree
 
     # -- gathering ---------------------------------------------------------------------
     def count_block(self, instrs, warps, threads):

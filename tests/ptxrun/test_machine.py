@@ -286,16 +286,16 @@ def test_endless_loop_is_stopped():
 
 
 def test_speed():
-    """2,000 dynamic instructions of a 128-thread CTA in well under a second."""
+    """2,000 dynamic instructions of a 128-thread CTA in well under a second of one core."""
     body = (
         "mov.b32 %r2, 0;\nmov.b32 %r3, 0;\n$loop:\n"
         + "add.s32 %r2, %r2, %r3;\nfma.rn.f32 %r5, %r2, %r3, %r5;\n" * 50
         + "add.s32 %r3, %r3, 1;\nsetp.lt.s32 %p1, %r3, 20;\n@%p1 bra $loop;\n"
     )
-    start = time.perf_counter()
+    start = time.process_time()
     _, stats = run_ptx(body, threads=128)
     assert stats.total_instructions >= 2000 * 4
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 # -- single instructions against plain Python ---------------------------------------------

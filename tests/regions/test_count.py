@@ -105,6 +105,12 @@ def test_output_in_parts_counts_whole():
     assert quiet(llr_fast.count_linear_regions, model, [x]).lower == 3
 
 
+def test_complex_outputs_count():
+    model, x = plain(3, 10, 10, 4), torch.randn(40, 3, dtype=DTYPE)
+    transformed = nn.Sequential(model, networks.Apply(torch.fft.rfft))
+    assert quiet(llr_fast.count_linear_regions, transformed, [x]) == quiet(llr_fast.count_linear_regions, model, [x])
+
+
 def test_count_reads_a_loader_with_labels():
     model, x = plain(2, 10, 3).float(), torch.randn(50, 2)
     loader = DataLoader(TensorDataset(x, torch.zeros(50).long()), batch_size=8)

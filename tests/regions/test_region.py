@@ -83,6 +83,22 @@ def test_a_network_without_kinks():
     assert region.contains(torch.randn(4, 3)).all() and region.chebyshev()[1] == math.inf
 
 
+def test_complex_outputs_are_two_real_ones_and_integers_none():
+    model, x = plain(3, 5, 4), torch.randn(1, 3, dtype=DTYPE)
+    transform = torch.fft.rfft(torch.eye(4, dtype=DTYPE)).t()
+    region = llr_fast.region(nn.Sequential(model, networks.Apply(torch.fft.rfft)), x)
+    expected = torch.view_as_real(transform @ llr_fast.region(model, x).weight.to(transform.dtype))
+    torch.testing.assert_close(region.weight, expected.movedim(2, 1).flatten(0, 1))
+    places = nn.Sequential(model, networks.Apply(lambda t: t.argmax(1)))
+    assert llr_fast.region(places, x).weight.shape == (0, 3)
+
+
+def test_layers_have_the_names_that_margin_gives_them():
+    model, x = plain(3, 5, 4, 2), torch.randn(1, 3, dtype=DTYPE)
+    names = llr_fast.margin(model, x).layer_names
+    assert names == ["1:relu", "3:relu"] == llr_fast.region(model, x).layer_names
+
+
 def test_tolerance_is_a_distance():
     region = llr_fast.region(nn.ReLU(), torch.tensor([[2.0]]))
     assert region.contains(torch.tensor([[-0.1]]), 0.11).all() and not region.contains(torch.tensor([[-0.1]]), 0.09)

@@ -112,13 +112,13 @@ def _check(
 
 def _fake(z, tangents, factor, slope, below, lower, upper, inner, store):
     sums = z.new_empty(2, dtype=accumulation_dtype(torch.promote_types(z.dtype, tangents.dtype)))
-    masked = torch.empty_like(tangents) if store else tangents.new_empty(0)
-    return torch.empty_like(z), masked, sums, z.new_empty(z.shape, dtype=torch.int8)
+    masked = tangents.new_empty(tangents.shape if store else 0)
+    return z.new_empty(z.shape), masked, sums, z.new_empty(z.shape, dtype=torch.int8)
 
 
 def _fake_backward(d_out, d_masked, d_sums, tangents, code, factor, slope, below, inner):
-    d_factor = tangents.new_empty(0) if factor is None else torch.empty_like(factor)
-    return torch.empty_like(d_out), torch.empty_like(tangents), d_factor
+    d_factor = tangents.new_empty(0) if factor is None else factor.new_empty(factor.shape)
+    return d_out.new_empty(d_out.shape), tangents.new_empty(tangents.shape), d_factor
 
 
 def _save(ctx, inputs, output):

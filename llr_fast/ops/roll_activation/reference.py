@@ -41,7 +41,7 @@ def roll_activation(
     out = wide_z.clamp(lower, upper) if is_flat else _bent(wide_z, slope, below, lower, upper, inner)
     code = piece + 4 * (near & (offset > 0)).to(torch.int8) + 8 * (near & (offset < 0)).to(torch.int8)
     masked = tangents * _slopes(piece, slope, below, inner, tangents.dtype) if store else tangents.new_empty(0)
-    return out.to(z.dtype), masked, sums, code
+    return out.to(z.dtype), masked.contiguous(), sums, code
 
 
 def _bent(z: Tensor, slope: Tensor | None, below: float, lower: float, upper: float, inner: int) -> Tensor:
@@ -90,4 +90,4 @@ def roll_activation_backward(
         products = (d_tangents * tangents.to(wide)).sum(0)
         d_factor = products.view(-1, factor.numel(), inner).sum((0, 2)).to(factor.dtype)
         d_tangents = d_tangents * scales
-    return d_z.to(d_out.dtype), d_tangents.to(tangents.dtype), d_factor
+    return d_z.to(d_out.dtype), d_tangents.to(tangents.dtype).contiguous(), d_factor

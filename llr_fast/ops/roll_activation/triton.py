@@ -71,5 +71,5 @@ def launch_roll_activation_backward(
             K, n, inner, BELOW=below, **meta,
         )  # fmt: skip
     if factor is None:
-        return d_z, d_tangents, products
+        return d_z, d_tangents, tangents.new_empty(0)
     return d_z, d_tangents, products.view(-1, factor.numel(), inner).sum((0, 2)).to(factor.dtype)

@@ -100,7 +100,7 @@ def _fake(z, tangents, windows):
 
 
 def _fake_backward(d_out, d_winning, d_sums, z, tangents, index, windows):
-    return torch.empty_like(z), torch.empty_like(tangents)
+    return z.new_empty(z.shape), tangents.new_empty(tangents.shape)
 
 
 def _save(ctx, inputs, output):

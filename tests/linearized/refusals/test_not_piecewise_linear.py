@@ -76,6 +76,10 @@ CALLS = {
     "roll_rademacher": lambda model: llr_fast.ROLLLoss(model, estimator="rademacher")(X),
     "roll_axis": lambda model: llr_fast.ROLLLoss(model, estimator="axis")(X),
     "margin_loss": lambda model: llr_fast.MarginLoss(model)(X),
+    "region": lambda model: llr_fast.region(model, X[:1]),
+    "robustness": lambda model: llr_fast.robustness(model, X),
+    "count_linear_regions": lambda model: llr_fast.count_linear_regions(model, [X]),
+    "evaluate": lambda model: llr_fast.evaluate(model, [X], std=[1.0, 2.0, 3.0, 4.0]),
 }
 
 
