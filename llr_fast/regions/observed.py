@@ -36,14 +36,14 @@ class Observed(Around):
         moving = [found.along for found in self._outputs or () if found.along]
         return torch.cat([none, *(samples.rows(tangents, lead=1) for tangents, samples in moving)], 2)
 
-    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [L, D] and value [L] of all outputs at x [1, ...], where the first D directions are its axes."""
-        weights, values = [x.new_zeros(0, x.numel())], [x.new_zeros(0)]
+    def derivatives(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Those of all outputs at x [1, ...] along the first `count` directions, [L, count], and their values [L]."""
+        found, values = [x.new_zeros(0, count)], [x.new_zeros(0)]
         for value, along in self._outputs or ():
-            constant = value.new_zeros(value.numel(), x.numel())
-            weights.append(along[0][: x.numel()].flatten(1).t() if along else constant)
+            constant = value.new_zeros(value.numel(), count)
+            found.append(along[0][:count].flatten(1).t() if along else constant)
             values.append(value.flatten())
-        return torch.cat(weights), torch.cat(values)
+        return torch.cat(found), torch.cat(values)
 
 
 class _Output(NamedTuple):

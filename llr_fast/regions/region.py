@@ -147,7 +147,7 @@ def region_at(model: nn.Module, x: Tensor, compared: bool) -> Region:
     rows = [_rows(layer, kink, point) for layer in layers for kink in layer.kinks]
     where = [(index, layer) for index, layer in enumerate(layers) for _ in layer.kinks]
     none = torch.zeros(0, dtype=torch.long, device="cpu")
-    weight, value = observed.affine(x)
+    weight, value = observed.derivatives(x, size)
     check_finite("model: its output", value)
     return Region(
         x=x,

@@ -17,6 +17,7 @@ from llr_fast.certificates import evaluation
 from llr_fast.certificates.agreement import model_dtype
 from llr_fast.checks import check_finite, check_input, check_model
 from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.evaluation import Evaluation, Settings
 from llr_fast.linearized.layers import Activation
 from llr_fast.linearized.linearization import Linearization, NoLinearization
@@ -25,9 +26,10 @@ from llr_fast.linearized.tensor import LinearizedTensor
 from llr_fast.linearized.torch_modes import as_written
 from llr_fast.outputs import reals_of
 from llr_fast.process import uncompiled
-from llr_fast.regions.region import region_at
+from llr_fast.regions.observed import Observed
 
 Kind = Literal["affine", "piecewise linear", "refused"]
+_DIRECTIONS = 16  # along which gradients are compared
 _TOLERANCE = 1e-3  # relative; float32 alone makes 1e-5 of deep networks
 
 
@@ -61,8 +63,8 @@ class Diagnosis:
     Attributes:
         calls: in the order in which they came first.
         problem: what else is wrong with the model as a whole, such as random numbers or layers in training mode; or "".
-        value_error, gradient_error: the largest differences to the plain model's output and to its gradients by
-            autograd, as part of the largest number; NaN where the model is refused.
+        value_error, gradient_error: the largest differences to the plain model's output and, along random directions,
+            to its gradients by autograd, as part of the largest number; NaN where the model is refused.
     """
 
     calls: list[Call]
@@ -145,25 +147,28 @@ def diagnose(model: nn.Module, x: Tensor) -> Diagnosis:
 
 
 def _errors(model: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Of the values and gradients at one sample."""
-    found = region_at(model, x.double(), compared=False)
+    """Of the values and the derivatives along random directions at one sample."""
+    observed, point = Observed(model), x.double()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(_DIRECTIONS, *x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    evaluation.layers_of(observed, point, Directions(directions), torch.float64, compared=False)
+    found, of_value = observed.derivatives(point, _DIRECTIONS)
     with uncompiled, torch.inference_mode(False), torch.enable_grad():
         point = x.to(model_dtype(model, x), copy=True).requires_grad_()
         outputs = [output.flatten() for output in reals_of(model(point.clone()))]
         value = torch.cat([point.new_zeros(0), *outputs])
-        weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        weights = torch.randn(value.shape, generator=generator).to(value)
         total = (weights * value).sum()
         gradient = torch.zeros_like(point)
         if total.requires_grad:
             (gradient,) = torch.autograd.grad(total, point, materialize_grads=True)
-    of_value = found.weight @ x.flatten().double().cpu() + found.bias
-    of_gradient = weights.double().cpu() @ found.weight
-    return _difference(of_value, value.detach()), _difference(of_gradient, gradient.flatten())
+    plain = directions.flatten(1) @ gradient.flatten().double()
+    return _difference(of_value, value.detach()), _difference(weights.double() @ found, plain)
 
 
 def _difference(found: Tensor, plain: Tensor) -> float:
     largest = plain.abs().max().item() if plain.numel() else 0.0
-    difference = (found - plain.double().cpu()).abs().max().item() if plain.numel() else 0.0
+    difference = (found - plain.double()).abs().max().item() if plain.numel() else 0.0
     return difference / largest if largest else difference
 
 
