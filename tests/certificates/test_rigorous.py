@@ -12,6 +12,7 @@ from torch import nn
 import llr_fast
 from llr_fast.certificates.frozen import freeze
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.linearized import local
 
 LONG = np.longdouble
@@ -116,8 +117,10 @@ def test_worst_errors_attain_the_bound(monkeypatch):
             z = nn.functional.linear(z if z is x else z.relu(), weight, bias) + shift
         return z
 
+    sites = sites_of(frozen.tape)
+    sensitivities, local_errors = Sensitivities(frozen, sites), [site.errors for site in sites.values()]
     for neuron in range(12):
-        _, allowed = Sensitivities(frozen).of_neurons(torch.tensor([2]), torch.tensor([neuron]))
+        _, (allowed,) = sensitivities.of_neurons(torch.tensor([2]), torch.tensor([neuron]), local_errors)
         shifts = [torch.zeros_like(e, requires_grad=True) for e in errors]
         signs = torch.autograd.grad(values(*shifts)[0, neuron], shifts)
         worst = [e * s.sign() for e, s in zip(errors, signs, strict=True)]

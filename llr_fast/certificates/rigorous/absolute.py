@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.local import SLACK, gamma, raised
@@ -55,13 +56,15 @@ class AbsoluteBounds:
 
     def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's."""
-        gradient, own = self._sensitivities.of_neurons(layer, neuron)
+        sensitivities, local = self._sensitivities
+        gradient, (own,) = sensitivities.of_neurons(layer, neuron, local)
         errors, paths = (entries(found, layer, neuron) for found in (self.errors, self.paths))
         return gradient, torch.minimum(errors, own * SLACK + self.relative * errors), self.relative * paths
 
     @cached_property
-    def _sensitivities(self) -> Sensitivities:
-        return Sensitivities(self._frozen)
+    def _sensitivities(self) -> tuple[Sensitivities, list[Tensor]]:
+        sites = sites_of(self._frozen.tape)
+        return Sensitivities(self._frozen, sites), [site.errors for site in sites.values()]
 
 
 def relative_error(tape: Tape) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.certificates.search import Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
@@ -18,6 +18,18 @@ from llr_fast.ops.margin_reduce import smallest_bounds
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
+
+
+class Bounds(Protocol):
+    """Of what rounding does: `errors` [B, n] of each layer's values, and more of single neurons."""
+
+    errors: list[Tensor]
+
+    def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's.
+
+        `layer` [B] is -1 for samples without.
+        """
 
 
 @dataclass
@@ -31,19 +43,21 @@ class Enclosure:
 
 
 @torch.no_grad()
-def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor], q: float) -> Enclosure:
+def enclose(frozen: Frozen, bounds: Bounds, gradient_norms: list[Tensor], q: float, most: int = MOST) -> Enclosure:
     """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone.
 
-    `gradient_norms` are upper bounds for each layer, [B, n].
+    `gradient_norms` are upper bounds for each layer, [B, n]. At `most` so many neurons are computed for their signs in
+    each layer, and for their distances.
     """
     distances = frozen.distances
-    sure = [(d * _DOWN - e).clamp_min(0) for d, e in zip(distances, bounds.errors, strict=True)]
+    sure = sure_distances(frozen, bounds)
     # A neuron without gradient bounds no region, but its sign may be in doubt.
     open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
-    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs)
-    for done in range(0, MOST, CANDIDATES):
-        lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, CANDIDATES))
+    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs, most)
+    at_once = min(CANDIDATES, most)
+    for done in range(0, most, at_once):
+        lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, at_once))
         for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
             settled = (at_least >= found.nearest.value) | (at_layer < 0)
             enough = settled | (found.undecided[:, 0] >= 0) | ((at_least >= found.lower) & (done > 0))
@@ -56,12 +70,18 @@ def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor]
     return found.enclosure(False)
 
 
+def sure_distances(frozen: Frozen, bounds: Bounds) -> list[Tensor]:
+    """For each layer lower bounds [B, n] of the neurons' distances to their kinks; 0 where the side is not proven."""
+    return [(d * _DOWN - e).clamp_min(0) for d, e in zip(frozen.distances, bounds.errors, strict=True)]
+
+
 def _prove_signs(
     found: _Found,
-    bounds: AbsoluteBounds,
+    bounds: Bounds,
     gradient_norms: list[Tensor],
     distances: list[Tensor],
     open_signs: list[Tensor],
+    most: int,
 ) -> list[Tensor]:
     """Computes neurons of open signs one by one, in the order of layers, up to the first that cannot be proven.
 
@@ -70,7 +90,7 @@ def _prove_signs(
     left = list(gradient_norms)
     for index, signs in enumerate(open_signs):
         signs = signs.clone()
-        for _ in range(MOST):
+        for _ in range(most):
             rows = signs.any(1) & (found.undecided[:, 0] < 0)
             if not rows.any():
                 break
