@@ -46,7 +46,7 @@ class Sums:
     Attributes:
         operands: the values x.
         terms: roundings that a product S_ij x_j passes through on its way into y_i, at most; 0 of an exact function.
-        back: those that S_ij v_i passes through in S^T v.
+        back: those that S_ij v_i passes through in S^T v, and S_ij t_j in S t where these are more.
         constant: c, broadcast to y.
         once: y is the exact result, rounded to nearest once.
     """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +30,8 @@ class AbsoluteBounds:
     """
 
     def __init__(self, frozen: Frozen) -> None:
-        self._frozen = frozen
+        self._frozen, self._sites = frozen, sites_of(frozen.tape)
+        self._sensitivities: Sensitivities | None = None
         self.relative = relative_error(frozen.tape)
         self.errors: list[Tensor] = []
         self.paths: list[Tensor] = []
@@ -55,16 +55,12 @@ class AbsoluteBounds:
         return [Directions(raised(torch.stack([errors, paths])))]
 
     def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's."""
-        sensitivities, local = self._sensitivities
-        gradient, (own,) = sensitivities.of_neurons(layer, neuron, local)
+        """See `Bounds`."""
+        if self._sensitivities is None or layer.size(1) > self._sensitivities.width:
+            self._sensitivities = Sensitivities.of_ones(self._frozen, self._sites, layer.size(1))
+        gradient, (own,) = self._sensitivities.of_neurons(layer, neuron, [site.errors for site in self._sites.values()])
         errors, paths = (entries(found, layer, neuron) for found in (self.errors, self.paths))
         return gradient, torch.minimum(errors, own * SLACK + self.relative * errors), self.relative * paths
-
-    @cached_property
-    def _sensitivities(self) -> tuple[Sensitivities, list[Tensor]]:
-        sites = sites_of(self._frozen.tape)
-        return Sensitivities(self._frozen, sites), [site.errors for site in sites.values()]
 
 
 def relative_error(tape: Tape) -> float:

@@ -9,13 +9,17 @@ from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous import cauchy, gradients
 from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.certificates.rigorous.enclosure import Enclosure, enclose, sure_distances
+from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.rigorous.sketched import SketchedBounds
 from llr_fast.linearized.gram import Chain
 
 # Of the sketch, and of that of errors alone: fewer cost more back-propagations than they save.
-DIRECTIONS = 14
-_OF_ERRORS = 8
+_DIRECTIONS = 14
+_MORE = 32  # where these cost little, or where many samples wait for the one that has most to be computed
+_SMALL, _MANY = 2**16, 8  # neurons of all samples; samples
+_OF_ERRORS = 10
 _FEW = 8  # neurons: where absolute bounds leave more to be computed than so many, the network is deep
+_DEEP = 12  # results that are rounded: beyond so many absolute bounds are not tried
 
 
 def without_chance(frozen: Frozen, q: float, chain: Chain | None) -> Enclosure:
@@ -25,7 +29,9 @@ def without_chance(frozen: Frozen, q: float, chain: Chain | None) -> Enclosure:
 
 
 def if_shallow(frozen: Frozen, q: float, chain: Chain | None) -> Enclosure | None:
-    """The same, where that takes few neurons to be computed."""
+    """The same, where few neurons are left to be computed."""
+    if len(sites_of(frozen.tape)) > _DEEP:
+        return None
     absolute = AbsoluteBounds(frozen)
     unsure = [
         ((sure == 0) & (errors > 0)).sum(1)
@@ -42,9 +48,14 @@ def by_sketch(frozen: Frozen, q: float, failure_probability: float, generator: t
     if q == 1:
         bounds = SketchedBounds(frozen, q, _OF_ERRORS, failure_probability / 2, generator)
         return enclose(frozen, bounds, cauchy.norms(frozen, bounds, failure_probability / 2, generator), q)
-    bounds = SketchedBounds(frozen, q, DIRECTIONS, failure_probability, generator)
+    bounds = SketchedBounds(frozen, q, _directions(frozen), failure_probability, generator)
     return enclose(frozen, bounds, bounds.norms, q)
 
 
 def _norms(frozen: Frozen, q: float, chain: Chain | None, absolute: AbsoluteBounds) -> list[Tensor]:
     return gradients.over_axes(frozen, q, absolute) if chain is None else gradients.by_gram(chain, absolute)
+
+
+def _directions(frozen: Frozen) -> int:
+    size = sum(layer.z.numel() for layer in frozen.layers)
+    return _MORE if size <= _SMALL or len(frozen.x) >= _MANY else _DIRECTIONS

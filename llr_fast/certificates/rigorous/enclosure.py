@@ -11,10 +11,11 @@ from torch import Tensor
 
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.search import Nearest, entries, without
+from llr_fast.certificates.search import MANY, Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
 
+_ONE_BY_ONE = 8  # neurons of a sample that are back-propagated alone, before others are together
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
@@ -26,9 +27,9 @@ class Bounds(Protocol):
     errors: list[Tensor]
 
     def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's.
+        """For each sample its neurons' gradients [B, C, ...], and bounds of the errors of their values and gradients.
 
-        `layer` [B] is -1 for samples without.
+        All else is [B, C]; the layer is -1 where there is no neuron.
         """
 
 
@@ -55,17 +56,20 @@ def enclose(frozen: Frozen, bounds: Bounds, gradient_norms: list[Tensor], q: flo
     open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
     left = _prove_signs(found, bounds, gradient_norms, distances, open_signs, most)
+    wide = min(MANY, frozen.gradients_at_once(torch.float64))
     at_once = min(CANDIDATES, most)
     for done in range(0, most, at_once):
-        lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, at_once))
-        for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
-            settled = (at_least >= found.nearest.value) | (at_layer < 0)
-            enough = settled | (found.undecided[:, 0] >= 0) | ((at_least >= found.lower) & (done > 0))
+        lowest, layer, neuron = smallest_bounds(sure, left, at_once)
+        first = 0
+        while first < lowest.size(1):
+            settled = (lowest[:, first] >= found.nearest.value) | (layer[:, first] < 0)
+            enough = settled | (found.undecided[:, 0] >= 0) | ((lowest[:, first] >= found.lower) & (done > 0))
             if enough.all():
                 return found.enclosure(bool(settled.all()))
-            at_layer = at_layer.masked_fill(enough, -1)
-            found.take(at_layer, at_neuron, distances, *bounds.of_neurons(at_layer, at_neuron))
-        left = [without(of_layer, (layer == index).t(), neuron.t()) for index, of_layer in enumerate(left)]
+            some = slice(first, first + (wide if done + first >= _ONE_BY_ONE else 1))
+            found.take(bounds, distances, layer[:, some].masked_fill(enough[:, None], -1), neuron[:, some])
+            first = some.stop
+        left = [without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
     found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
     return found.enclosure(False)
 
@@ -94,11 +98,11 @@ def _prove_signs(
             rows = signs.any(1) & (found.undecided[:, 0] < 0)
             if not rows.any():
                 break
-            neuron = signs.int().argmax(1)
-            layer = torch.full_like(neuron, index).masked_fill(~rows, -1)
-            found.take(layer, neuron, distances, *bounds.of_neurons(layer, neuron))
-            signs = signs.scatter(1, neuron.unsqueeze(1), False)
-            left[index] = without(left[index], rows.unsqueeze(1), neuron.unsqueeze(1))
+            neuron = signs.int().argmax(1, keepdim=True)
+            layer = torch.full_like(neuron, index).masked_fill(~rows[:, None], -1)
+            found.take(bounds, distances, layer, neuron)
+            signs = signs.scatter(1, neuron, False)
+            left[index] = without(left[index], rows[:, None], neuron)
         found.doubt(signs.any(1) & (found.undecided[:, 0] < 0), torch.full_like(found.undecided[:, 0], index), signs)
     return left
 
@@ -117,13 +121,18 @@ class _Found:
         zero = torch.zeros_like(frozen.x, dtype=torch.float64)
         self.nearest = Nearest(infinite.clone(), none.clone(), none.clone(), zero)
 
-    def take(
-        self, layer: Tensor, neuron: Tensor, distances: list[Tensor], gradient: Tensor, error: Tensor, of_norm: Tensor
+    def take(self, bounds: Bounds, distances: list[Tensor], layer: Tensor, neuron: Tensor) -> None:
+        """Computes neurons [B, C] of each sample, none where the layer is -1, and takes them in."""
+        found = (layer, neuron, entries(distances, layer, neuron), *bounds.of_neurons(layer, neuron))
+        for one in zip(*(of_all.unbind(1) for of_all in found), strict=True):
+            self._take(*one)
+
+    def _take(
+        self, layer: Tensor, neuron: Tensor, distance: Tensor, gradient: Tensor, error: Tensor, of_norm: Tensor
     ) -> None:
-        """Takes in one neuron [B] of each sample, or none where the layer is -1."""
+        """One neuron [B] of each sample."""
         norm = norms.norm(gradient, self._q)
         of_norm = of_norm + norm * gamma(gradient[0].numel() + 8)
-        distance = entries(distances, layer, neuron)
         some = layer >= 0
         constant = (norm == 0) & (of_norm == 0)
         sure = distance * _DOWN - error

@@ -12,7 +12,6 @@ from torch import Tensor
 from llr_fast.certificates.rigorous.sites import Site
 from llr_fast.linearized.local import SLACK, gamma
 
-_SLACK = 2.0**-6  # deviations that the rounding of tangents should move them by at most, which takes some noise
 _SHARE = 1 / 16  # of noise in the variance of tangents, about; more of it would hide the gradients
 
 
@@ -36,20 +35,19 @@ class Noise:
     scale: Tensor
 
     @staticmethod
-    def of(sites: dict[int, Site], along: list[Tensor], batch: int, count: int, everywhere: bool) -> Noise:
-        """For a `batch` of B and `count` directions, given the sites' tangents `along` one of them, [1, B, ...].
+    def of(sites: dict[int, Site], along: list[Tensor], batch: int, slack: float, everywhere: bool) -> Noise:
+        """For a `batch` of B, given the sites' tangents `along` a random direction, [1, B, ...].
 
-        Where these are 0 tangents are not rounded, and errors stay what they are, unless `everywhere`.
+        The rounding of tangents should move those of one direction by at most `slack` deviations, which takes some
+        noise. Where they are 0 they are not rounded, and errors stay what they are, unless `everywhere`.
         """
         pairs = [(site, t.detach()[0]) for site, t in zip(sites.values(), along, strict=True)]
         scale = _scale(pairs, batch)
         errors, coefficients = [], []
         for site, tangents in pairs:
             samples, error = site.samples, site.error
-            rounding = (
-                gamma(site.terms + 1) * math.sqrt((site.terms + 1) * count) * samples.rows(tangents).abs().amax(1)
-            )
-            least = samples.spread(rounding * math.sqrt(len(sites)) / (_SLACK * scale), error)
+            rounding = gamma(site.terms + 1) * math.sqrt(site.terms + 1) * samples.rows(tangents).abs().amax(1)
+            least = samples.spread(rounding * math.sqrt(len(sites)) / (slack * scale), error)
             enough = torch.maximum(error, least if everywhere else torch.where(tangents == 0, 0.0, least))
             errors.append(samples.rows(enough))
             factor = errors[-1].sum(1).sqrt() * scale

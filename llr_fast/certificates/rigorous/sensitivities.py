@@ -15,32 +15,44 @@ from llr_fast.linearized.operations import Activated
 from llr_fast.linearized.tape import Entry
 from llr_fast.precision import full_precision
 
+_INFINITE = 1e300  # of derivatives, which are 0 or not small, no product with it is a useful bound
+
 
 class Sensitivities:
-    """One back-propagation through the frozen network gives a neuron's derivatives by the input and by all values.
+    """One back-propagation through the frozen network gives neurons' derivatives by the input and by all values.
 
-    They do not depend on the `direction` [B, ...] along which the network is run for it.
+    They do not depend on the `directions` [W, B, ...] along which the network is run for it. Of each sample one pass
+    serves up to W neurons.
 
     Attributes:
-        neurons: for each layer the tangents [B, n] along the direction.
-        values: those of the sites, [B, ...].
+        neurons: for each layer the tangents [W, B, n] along the directions.
+        values: those of the sites, [W, B, ...].
     """
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def __init__(self, frozen: Frozen, sites: dict[int, Site], direction: Tensor | None = None) -> None:
+    def __init__(self, frozen: Frozen, sites: dict[int, Site], directions: Tensor) -> None:
         self._frozen, self._sites = frozen, sites
         self.neurons: list[Tensor] = []
         self.values: list[Tensor] = []
-        like = torch.ones_like(frozen.x, dtype=torch.float64) if direction is None else direction.clone()
-        self._direction = like.unsqueeze(0).requires_grad_()
+        self._directions = directions.clone().requires_grad_()
         with full_precision, torch.autocast(frozen.x.device.type, enabled=False):
-            frozen.tape.walk(Directions(self._direction), self._noted)
+            frozen.tape.walk(Directions(self._directions), self._noted)
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self._directions)
+
+    @staticmethod
+    def of_ones(frozen: Frozen, sites: dict[int, Site], width: int) -> Sensitivities:
+        """For up to so many neurons, without random directions."""
+        return Sensitivities(frozen, sites, torch.ones(width, *frozen.x.shape, dtype=torch.float64))
 
     def _noted(self, entry: Entry, operands: list[Directions]) -> Sequence[Directions]:
         if isinstance(entry.operation, Activated):
             samples = self._frozen.layers[len(self.neurons)].samples
-            self.neurons.append(samples.rows(operands[0].tangents, lead=1)[0])
+            self.neurons.append(samples.rows(operands[0].tangents, lead=1))
         results = entry.operation.apply(*operands)
         if entry.results[0] in self._sites:
             tangents = results[0].tangents
@@ -50,26 +62,28 @@ class Sensitivities:
 
     @torch.inference_mode(False)
     def of_neurons(self, layer: Tensor, neuron: Tensor, *weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """For each sample the gradient [B, ...] of its neuron, and sums over all sites of |derivative| * weight, [B].
+        """For each sample the gradients [B, C, ...] of its neurons, and sums over all sites of |derivative| * weight.
 
-        `layer` [B] is -1 for samples without. The weights are, for each site, [B, n].
+        `layer` and `neuron` are [B, C], as are the sums; the layer is -1 where there is no neuron, and C <= W. The
+        weights are, for each site, [B, n].
         """
+        layer, neuron = layer.t(), neuron.t()
+        wanted = len(layer)
         with torch.enable_grad():
-            total = self._direction.sum() * 0
+            total = self._directions.sum() * 0
             for index in layer.unique().tolist():
-                rows = (layer == index).nonzero().squeeze(1)
                 if index >= 0:
-                    total = total + self.neurons[index][rows, neuron[rows]].sum()
+                    at, rows = (layer == index).nonzero(as_tuple=True)
+                    total = total + self.neurons[index][at, rows, neuron[at, rows]].sum()
+        values = [self._directions, *self.values]
         with full_precision, torch.autocast(total.device.type, enabled=False):
-            gradient, *found = torch.autograd.grad(
-                total, [self._direction, *self.values], retain_graph=True, allow_unused=True
-            )
-        sums = [torch.zeros(len(layer), dtype=torch.float64, device=layer.device) for _ in weights]
+            gradient, *found = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
+        sums = [torch.zeros(layer.shape, dtype=torch.float64, device=layer.device) for _ in weights]
         for index, (derivative, site) in enumerate(zip(found, self._sites.values(), strict=True)):
             if derivative is None:
                 continue
-            size = raised(site.samples.rows(derivative[0].abs()))
+            size = raised(site.samples.rows(derivative[:wanted].abs(), lead=1))
             for total_of, of_sites in zip(sums, weights, strict=True):
-                # A product that is NaN is one of 0 and an infinite bound, where no path leads.
-                total_of += (size * of_sites[index]).nan_to_num(nan=0.0, posinf=torch.inf).sum(1)
-        return gradient[0], sums
+                # Where no path leads a derivative is 0, and so is its product with an infinite bound.
+                total_of += torch.einsum("cbn,bn->cb", size, of_sites[index].clamp_max(_INFINITE))
+        return gradient[:wanted].transpose(0, 1), [total_of.t() for total_of in sums]

@@ -17,7 +17,8 @@ from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.local import SLACK, SMALL, raised
 
-_MOST = 0.2  # of the quantile: what the rounding of the sketch may take of it
+# Of what the root of a sum of squares stays above: what the rounding of the sketch should take, and what it may
+_AIM, _MOST = 2.0**-5, 0.2
 
 
 class SketchedBounds:
@@ -36,42 +37,46 @@ class SketchedBounds:
         self._frozen, self._count, self._failure = frozen, directions, failure_probability
         self._longer = math.sqrt(frozen.x[0].numel()) if q == 1 else 1.0  # than the l2 norm an l_q norm can be
         like = torch.empty(0, dtype=torch.float64, device=frozen.x.device)
-        self._sensitivities = Sensitivities(frozen, self.sites, sketch.draw(2, frozen.x.shape, like, generator))
+        self._probe = Sensitivities(frozen, self.sites, sketch.draw(2, (1, *frozen.x.shape), like, generator))
+        count = frozen.x[0].numel() + sum(site.errors.size(1) for site in self.sites.values())
+        self._least_root = math.sqrt(sketch.quantile(2, directions, failure_probability / 2 / count))
         for everywhere in (False, True):
             if self._measured(everywhere, generator):
                 break
+        self._sensitivities = self._probe
 
     @torch.no_grad()
     def _measured(self, everywhere: bool, generator: torch.Generator | None) -> bool:
         """Whether the rounding of the sketch itself is small."""
-        probe = self._sensitivities
-        self.noise = Noise.of(self.sites, probe.values, len(self._frozen.x), self._count, everywhere)
+        probe = self._probe
+        aim = self._least_root * _AIM / math.sqrt(self._count)
+        self.noise = Noise.of(self.sites, probe.values, len(self._frozen.x), aim, everywhere)
         squares = Squares(self._frozen, self.noise, self._count, generator)
         sizes = [_root(s, t[0]) for s, t in zip(squares.of_sites, probe.values, strict=True)]
         self._rounding = Rounding(self._frozen, self.sites, squares.of_input.sqrt() * SLACK, sizes)
         self.kappa = self.noise.parts(self._rounding.of_sites)
         slack = self.kappa * self._errors_per_norm(len(self.sites))
-        everything = squares.of_input.numel() + sum(errors.size(1) for errors in self.noise.errors)
-        root = math.sqrt(sketch.quantile(2, self._count, self._failure / 2 / everything))
-        self._norms_per_root = _inverse(root - slack)
+        self._norms_per_root = _inverse(self._least_root - slack)
         quantiles = sketch.joint_quantiles(self._frozen.distances, 2, self._count, self._failure / 2)
-        roots = [_root(s, t) for s, t in zip(squares.of_layers, probe.neurons, strict=True)]
+        roots = [_root(s, t[0]) for s, t in zip(squares.of_layers, probe.neurons, strict=True)]
         self.norms = [_product(r, _inverse(c.sqrt() - slack[:, None])) for r, c in zip(roots, quantiles, strict=True)]
         factors = [self._errors_per_norm(count)[:, None] for count in self._rounding.sources]
         self.errors = [_product(n, factor) for n, factor in zip(self.norms, factors, strict=True)]
-        return bool((slack < _MOST * root).all())
+        return bool((slack < _MOST * self._least_root).all())
 
     def _errors_per_norm(self, sites: int) -> Tensor:
         """sum |J| d of whatever depends on so many sites, as a part of the norm of gradient and noise, [B]."""
         return math.sqrt(sites) / self.noise.scale * SLACK
 
     def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's."""
+        """See `Bounds`."""
+        if layer.size(1) > self._sensitivities.width:
+            self._sensitivities = Sensitivities.of_ones(self._frozen, self.sites, layer.size(1))
         weights = self.noise.errors, self._rounding.of_sites
         gradient, (own, rounded) = self._sensitivities.of_neurons(layer, neuron, *weights)
         rounded = rounded + entries(self._rounding.of_layers, layer, neuron)
-        of_gradient = _product(rounded, self._norms_per_root)
-        errors = own * SLACK + _product(of_gradient, self._errors_per_norm(len(self.sites)))
+        of_gradient = _product(rounded, self._norms_per_root[:, None])
+        errors = own * SLACK + _product(of_gradient, self._errors_per_norm(len(self.sites))[:, None])
         return gradient, errors, of_gradient * (self._longer * SLACK)
 
 
