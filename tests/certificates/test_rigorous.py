@@ -1,12 +1,13 @@
 """Enclosures of margins, against 80-bit numbers and against errors made as bad as the bounds allow."""
 
-import itertools
 import math
 
+import long_double
 import networks
 import numpy as np
 import pytest
 import torch
+from long_double import LONG, dense, needs_80_bits
 from torch import nn
 
 import llr_fast
@@ -15,45 +16,12 @@ from llr_fast.certificates.rigorous.sensitivities import Sensitivities
 from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.linearized import local
 
-LONG = np.longdouble
 NORMS = [1, 2, math.inf]
 REFUSED = {"rrelu", "decoder"}  # that have a function whose coefficients are rounded
-needs_80_bits = pytest.mark.skipif(np.finfo(LONG).eps > 1e-18, reason="long double is double here")
 
 
-def dense(sizes: list[int], seed: int) -> tuple[nn.Sequential, torch.Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-        return nn.Sequential(*layers[:-1]), torch.randn(3, sizes[0])
-
-
-def true_margins(model: nn.Sequential, x: torch.Tensor, p: float) -> list[np.longdouble]:
-    """In 80 bits, of a chain of dense layers."""
-    return [region for region, _ in true_distances(model, x, p)]
-
-
-def true_distances(model: nn.Sequential, x: torch.Tensor, p: float) -> list[tuple[np.longdouble, np.longdouble]]:
-    """In 80 bits, to the nearest kink of a chain of dense layers, and to where another logit is as large."""
-    norm = {1: lambda j: np.abs(j).max(1), 2: lambda j: np.sqrt((j * j).sum(1)), math.inf: lambda j: np.abs(j).sum(1)}[
-        p
-    ]
-    found = []
-    for sample in x:
-        value, jacobian = sample.numpy().astype(LONG), np.eye(len(sample), dtype=LONG)
-        best = LONG(np.inf)
-        for layer in model:
-            if isinstance(layer, nn.ReLU):
-                norms = norm(jacobian)
-                best = min([best, *(np.abs(value)[norms > 0] / norms[norms > 0])])
-                value, jacobian = value * (value > 0), jacobian * (value > 0)[:, None]
-            else:
-                weight, bias = layer.weight.detach().numpy().astype(LONG), layer.bias.detach().numpy().astype(LONG)
-                value, jacobian = weight @ value + bias, weight @ jacobian
-        winner = value.argmax()
-        lead, gradient = np.delete(value[winner] - value, winner), np.delete(jacobian[winner] - jacobian, winner, 0)
-        found.append((best, (lead / norm(gradient)).min()))
-    return found
+def true_margins(model: nn.Module, x: torch.Tensor, p: float) -> list[np.longdouble]:
+    return [long_double.margin(model, sample, p) for sample in x]
 
 
 def misses(model: nn.Module, x: torch.Tensor, truth: list, p: float, **options) -> int:
@@ -205,7 +173,8 @@ def test_true_distances_of_decisions_are_enclosed(seed, p):
             model[-1].bias -= model(x.mean(0))
     found = llr_fast.robustness(model, x, p, rigorous=True, generator=torch.Generator().manual_seed(0))
     assert found.proven.all() and (seed < 4 or found.exact.all())
-    for i, (region, decision) in enumerate(true_distances(model, x, p)):
+    for i, sample in enumerate(x):
+        region, decision = long_double.margin(model, sample, p), long_double.lead(model, sample, p)
         low, high = LONG(found.lower[i].item()), LONG(found.upper[i].item())
         nearest = min(region, decision)
         assert nearest * (1 - LONG(1e-6)) <= low <= nearest
