@@ -12,7 +12,7 @@ from torch import nn
 
 import llr_fast
 from llr_fast.certificates.frozen import freeze
-from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.linearized import local
 
@@ -86,9 +86,12 @@ def test_worst_errors_attain_the_bound(monkeypatch):
         return z
 
     sites = sites_of(frozen.tape)
-    sensitivities, local_errors = Sensitivities.of_ones(frozen, sites, 1), [site.errors for site in sites.values()]
+    sensitivities, local_errors = (
+        Sensitivities.of_ones(frozen, sites, 1),
+        weights_of([site.errors for site in sites.values()]),
+    )
     for neuron in range(12):
-        _, (allowed,) = sensitivities.of_neurons(torch.tensor([[2]]), torch.tensor([[neuron]]), local_errors)
+        _, allowed = sensitivities.of_neurons(torch.tensor([[2]]), torch.tensor([[neuron]]), local_errors)
         shifts = [torch.zeros_like(e, requires_grad=True) for e in errors]
         signs = torch.autograd.grad(values(*shifts)[0, neuron], shifts)
         worst = [e * s.sign() for e, s in zip(errors, signs, strict=True)]

@@ -12,7 +12,7 @@ from torch import nn
 import llr_fast
 from llr_fast.certificates.frozen import freeze
 from llr_fast.certificates.rigorous.enclosure import sure_distances
-from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import Site, sites_of
 from llr_fast.certificates.rigorous.sketched import SketchedBounds
 from llr_fast.linearized import local
@@ -103,13 +103,13 @@ def test_no_errors_of_the_sizes_allowed_move_a_value_by_more(kind):
         frozen = freeze(*kind(seed), torch.float64, bounds=True)
         bounds = sketched(frozen, seed)
         sensitivities = Sensitivities.of_ones(frozen, bounds.sites, 1)
-        errors = [site.errors for site in bounds.sites.values()]
+        errors = weights_of([site.errors for site in bounds.sites.values()])
         for index, layer in enumerate(frozen.layers):
             for neuron in range(layer.distance.size(1)):
                 where = torch.full((2, 1), index), torch.full((2, 1), neuron)
-                _, (worst,) = sensitivities.of_neurons(*where, errors)
-                assert (worst[:, 0] <= bounds.errors[index][:, neuron]).all()
-                assert (bounds.of_neurons(*where)[1] >= worst).all()
+                _, worst = sensitivities.of_neurons(*where, errors)
+                assert (worst[:, 0, 0] <= bounds.errors[index][:, neuron]).all()
+                assert (bounds.of_neurons(*where)[1] >= worst[..., 0]).all()
 
 
 def normalised(seed):
@@ -136,7 +136,9 @@ def test_sites_take_in_the_errors_of_all_operations(kind):
     assert len(sites) < len(rounded) or kind is halves
     where = torch.full((2, 1), len(frozen.layers) - 1), torch.tensor([[0], [1]])
     of_sites, of_all = (
-        Sensitivities.of_ones(frozen, some, 1).of_neurons(*where, [site.errors for site in some.values()])[1][0]
+        Sensitivities.of_ones(frozen, some, 1).of_neurons(*where, weights_of([site.errors for site in some.values()]))[
+            1
+        ]
         for some in (sites, rounded)
     )
     torch.testing.assert_close(of_sites, of_all, rtol=1e-4, atol=0)
@@ -147,12 +149,12 @@ def test_bounds_are_nearly_attained():
     """By neurons that the input does not move: noise shows what errors do, and nothing else."""
     frozen = freeze(*halves(0, (6, 80, 80, 80, 80, 2)), torch.float64, bounds=True)
     bounds = sketched(frozen, count=200)
-    errors = [site.errors for site in bounds.sites.values()]
+    errors = weights_of([site.errors for site in bounds.sites.values()])
     for neuron in range(40, 80):
         where = torch.full((2, 1), 3), torch.full((2, 1), neuron)
-        _, (worst,) = Sensitivities.of_ones(frozen, bounds.sites, 1).of_neurons(*where, errors)
-        assert (worst[:, 0] <= bounds.errors[3][:, neuron]).all()
-        assert (bounds.errors[3][:, neuron] <= 10 * worst[:, 0]).all()
+        _, worst = Sensitivities.of_ones(frozen, bounds.sites, 1).of_neurons(*where, errors)
+        assert (worst[:, 0, 0] <= bounds.errors[3][:, neuron]).all()
+        assert (bounds.errors[3][:, neuron] <= 10 * worst[:, 0, 0]).all()
 
 
 @needs_80_bits

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.directions import Directions
@@ -31,6 +31,7 @@ class AbsoluteBounds:
 
     def __init__(self, frozen: Frozen) -> None:
         self._frozen, self._sites = frozen, sites_of(frozen.tape)
+        self._weights = weights_of([site.errors for site in self._sites.values()])
         self._sensitivities: Sensitivities | None = None
         self.relative = relative_error(frozen.tape)
         self.errors: list[Tensor] = []
@@ -58,7 +59,8 @@ class AbsoluteBounds:
         """See `Bounds`."""
         if self._sensitivities is None or layer.size(1) > self._sensitivities.width:
             self._sensitivities = Sensitivities.of_ones(self._frozen, self._sites, layer.size(1))
-        gradient, (own,) = self._sensitivities.of_neurons(layer, neuron, [site.errors for site in self._sites.values()])
+        gradient, sums = self._sensitivities.of_neurons(layer, neuron, self._weights)
+        own = sums[..., 0]
         errors, paths = (entries(found, layer, neuron) for found in (self.errors, self.paths))
         return gradient, torch.minimum(errors, own * SLACK + self.relative * errors), self.relative * paths
 

@@ -15,7 +15,7 @@ from llr_fast.linearized.gram import Chain
 
 # Of the sketch, and of that of errors alone: fewer cost more back-propagations than they save.
 _DIRECTIONS = 14
-_MORE = 32  # where these cost little, or where many samples wait for the one that has most to be computed
+_MORE = 40  # where these cost little, or where many samples wait for the one that has most to be computed
 _SMALL, _MANY = 2**16, 8  # neurons of all samples; samples
 _OF_ERRORS = 10
 _FEW = 8  # neurons: where absolute bounds leave more to be computed than so many, the network is deep

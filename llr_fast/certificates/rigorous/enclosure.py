@@ -11,11 +11,13 @@ from torch import Tensor
 
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.search import MANY, Nearest, entries, without
+from llr_fast.certificates.search import Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
 
-_ONE_BY_ONE = 8  # neurons of a sample that are back-propagated alone, before others are together
+_WIDE = (
+    8  # neurons of a sample that are back-propagated at a time, after the first, where they cost little more than one
+)
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
@@ -56,7 +58,7 @@ def enclose(frozen: Frozen, bounds: Bounds, gradient_norms: list[Tensor], q: flo
     open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
     left = _prove_signs(found, bounds, gradient_norms, distances, open_signs, most)
-    wide = min(MANY, frozen.gradients_at_once(torch.float64))
+    wide = max(1, min(_WIDE, frozen.gradients_at_once(torch.float64) // 4))
     at_once = min(CANDIDATES, most)
     for done in range(0, most, at_once):
         lowest, layer, neuron = smallest_bounds(sure, left, at_once)
@@ -66,12 +68,13 @@ def enclose(frozen: Frozen, bounds: Bounds, gradient_norms: list[Tensor], q: flo
             enough = settled | (found.undecided[:, 0] >= 0) | ((lowest[:, first] >= found.lower) & (done > 0))
             if enough.all():
                 return found.enclosure(bool(settled.all()))
-            some = slice(first, first + (wide if done + first >= _ONE_BY_ONE else 1))
+            some = slice(first, first + (wide if done + first else 1))
             found.take(bounds, distances, layer[:, some].masked_fill(enough[:, None], -1), neuron[:, some])
             first = some.stop
         left = [without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
-    found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
-    return found.enclosure(False)
+    least, layer, _ = (t[:, 0] for t in smallest_bounds(sure, left, 1))
+    found.lower = torch.minimum(found.lower, least.masked_fill(layer < 0, math.inf))
+    return found.enclosure(bool(((least >= found.nearest.value) | (layer < 0)).all()))
 
 
 def sure_distances(frozen: Frozen, bounds: Bounds) -> list[Tensor]:

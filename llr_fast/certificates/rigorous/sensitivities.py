@@ -15,7 +15,7 @@ from llr_fast.linearized.operations import Activated
 from llr_fast.linearized.tape import Entry
 from llr_fast.precision import full_precision
 
-_INFINITE = 1e300  # of derivatives, which are 0 or not small, no product with it is a useful bound
+_INFINITE = 1e300  # no product with a derivative that is not 0 is then a bound that proves anything
 
 
 class Sensitivities:
@@ -61,14 +61,13 @@ class Sensitivities:
         return results
 
     @torch.inference_mode(False)
-    def of_neurons(self, layer: Tensor, neuron: Tensor, *weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """For each sample the gradients [B, C, ...] of its neurons, and sums over all sites of |derivative| * weight.
+    def of_neurons(self, layer: Tensor, neuron: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """For each sample the gradients [B, C, ...] of its neurons; and sums of |derivatives| * weights, [B, C, M].
 
-        `layer` and `neuron` are [B, C], as are the sums; the layer is -1 where there is no neuron, and C <= W. The
-        weights are, for each site, [B, n].
+        `layer` and `neuron` are [B, C]; the layer is -1 where there is no neuron, and C <= W. The weights are those of
+        all entries of all sites, see `weights_of`.
         """
         layer, neuron = layer.t(), neuron.t()
-        wanted = len(layer)
         with torch.enable_grad():
             total = self._directions.sum() * 0
             for index in layer.unique().tolist():
@@ -78,12 +77,19 @@ class Sensitivities:
         values = [self._directions, *self.values]
         with full_precision, torch.autocast(total.device.type, enabled=False):
             gradient, *found = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
-        sums = [torch.zeros(layer.shape, dtype=torch.float64, device=layer.device) for _ in weights]
-        for index, (derivative, site) in enumerate(zip(found, self._sites.values(), strict=True)):
-            if derivative is None:
-                continue
-            size = raised(site.samples.rows(derivative[:wanted].abs(), lead=1))
-            for total_of, of_sites in zip(sums, weights, strict=True):
-                # Where no path leads a derivative is 0, and so is its product with an infinite bound.
-                total_of += torch.einsum("cbn,bn->cb", size, of_sites[index].clamp_max(_INFINITE))
-        return gradient[:wanted].transpose(0, 1), [total_of.t() for total_of in sums]
+        sums = total.new_zeros(*layer.shape, weights.size(2))
+        if found:
+            derivatives = [torch.zeros_like(v) if d is None else d for d, v in zip(found, self.values, strict=True)]
+            pairs = zip(derivatives, self._sites.values(), strict=True)
+            sizes = torch.cat([site.samples.rows(d[: len(layer)].abs(), lead=1) for d, site in pairs], 2)
+            sums = torch.einsum("cbn,bnm->cbm", raised(sizes), weights)
+        return gradient[: len(layer)].transpose(0, 1), sums.transpose(0, 1)
+
+
+def weights_of(*bounds: list[Tensor]) -> Tensor:
+    """[B, N, M], from M bounds for each site, [B, n].
+
+    Where no path leads a derivative is 0, and so should its product with an infinite bound be.
+    """
+    whole = [torch.cat(of_sites, 1) for of_sites in bounds if of_sites]
+    return torch.stack(whole, 2).nan_to_num(nan=_INFINITE).clamp_max(_INFINITE) if whole else torch.zeros(1, 0, 0)

@@ -12,7 +12,7 @@ from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous.noise import Noise
 from llr_fast.certificates.rigorous.replay import Squares
 from llr_fast.certificates.rigorous.rounding import Rounding
-from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.local import SLACK, SMALL, raised
@@ -34,16 +34,16 @@ class SketchedBounds:
         self, frozen: Frozen, q: float, directions: int, failure_probability: float, generator: torch.Generator | None
     ) -> None:
         self.sites = sites_of(frozen.tape)
-        self._frozen, self._count, self._failure = frozen, directions, failure_probability
+        self._frozen, self._count, self._failure = frozen, directions, failure_probability / 2  # of each of two tries
         self._longer = math.sqrt(frozen.x[0].numel()) if q == 1 else 1.0  # than the l2 norm an l_q norm can be
         like = torch.empty(0, dtype=torch.float64, device=frozen.x.device)
         self._probe = Sensitivities(frozen, self.sites, sketch.draw(2, (1, *frozen.x.shape), like, generator))
         count = frozen.x[0].numel() + sum(site.errors.size(1) for site in self.sites.values())
-        self._least_root = math.sqrt(sketch.quantile(2, directions, failure_probability / 2 / count))
+        self._least_root = math.sqrt(sketch.quantile(2, directions, self._failure / 2 / count))
         for everywhere in (False, True):
             if self._measured(everywhere, generator):
                 break
-        self._sensitivities = self._probe
+        self._sensitivities, self._weights = self._probe, weights_of(self.noise.errors, self._rounding.of_sites)
 
     @torch.no_grad()
     def _measured(self, everywhere: bool, generator: torch.Generator | None) -> bool:
@@ -72,8 +72,8 @@ class SketchedBounds:
         """See `Bounds`."""
         if layer.size(1) > self._sensitivities.width:
             self._sensitivities = Sensitivities.of_ones(self._frozen, self.sites, layer.size(1))
-        weights = self.noise.errors, self._rounding.of_sites
-        gradient, (own, rounded) = self._sensitivities.of_neurons(layer, neuron, *weights)
+        gradient, sums = self._sensitivities.of_neurons(layer, neuron, self._weights)
+        own, rounded = sums.unbind(2)
         rounded = rounded + entries(self._rounding.of_layers, layer, neuron)
         of_gradient = _product(rounded, self._norms_per_root[:, None])
         errors = own * SLACK + _product(of_gradient, self._errors_per_norm(len(self.sites))[:, None])
