@@ -68,8 +68,8 @@ class Noise:
         if samples.count > 1 and samples.dim == 0 and shape[1] == samples.count:
             shape[1] = 1
         numbers = torch.from_numpy(drawn.standard_normal(shape))
-        into = numbers if numbers.shape == tangents.shape else torch.empty_like(tangents, dtype=torch.float64)
-        return torch.addcmul(tangents, numbers, self.coefficients[index], out=into.contiguous())
+        into = numbers if numbers.shape == tangents.shape else torch.empty(tangents.shape, dtype=torch.float64)
+        return torch.addcmul(tangents, numbers, self.coefficients[index], out=into)
 
 
 def _scale(pairs: list[tuple[Site, Tensor]], batch: int) -> Tensor:
