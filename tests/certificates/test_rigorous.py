@@ -52,13 +52,14 @@ def test_bounds_that_are_too_small_are_noticed(monkeypatch):
     assert missed > 3
 
 
+@pytest.mark.parametrize("method", ["auto", "search"])
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("name", networks.NAMES)
-def test_networks_of_every_kind(name, p):
+def test_networks_of_every_kind(name, p, method):
     model, x = networks.build(name)
     value = llr_fast.margin(model, x, p, method="exact").value
     try:
-        found = llr_fast.margin(model, x, p, rigorous=True)
+        found = llr_fast.margin(model, x, p, method=method, rigorous=True, generator=torch.Generator().manual_seed(0))
     except llr_fast.NotPiecewiseLinearError as error:
         assert "rigorous=True" in str(error) and name in REFUSED
         return
