@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(os.fspath(ROOT))  # for the package benches
 
-from benches import baselines, growth, memory, networks, providers, table  # noqa: E402
+from benches import baselines, growth, memory, networks, providers, rigorous, table  # noqa: E402
 
 BASELINES = ["paper_passes", "layer_by_layer", "per_neuron_backprop", "functorch_jacobian"]
 NETWORKS = {  # more neurons than inputs, fewer, one of each, and no dense chain
@@ -95,6 +95,10 @@ def test_the_page_shows_the_results():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     for results in (ROOT / "benches" / "results").glob("*.json"):
         assert table.render(json.loads(results.read_text())) in page
+
+
+def test_the_page_of_enclosures_shows_the_results():
+    assert rigorous.RESULTS.read_text() in rigorous.PAGE.read_text()
 
 
 def test_the_picture_of_growth_shows_the_results():

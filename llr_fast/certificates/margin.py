@@ -165,13 +165,20 @@ def _enclosed_of_frozen(model: nn.Module, frozen: Frozen, options: Options) -> M
     if not frozen.layers:
         none = _unbounded(frozen.x, options.p, torch.float64)
         return _enclosed(none, Enclosure(none.value, none.value, torch.stack([none.layer, none.neuron], 1), None))
-    chain = frozen.chain() if options.by_gram else None
-    exact = options.exact(frozen, chain)
-    enclosure = rigorous_bounds.enclosed(
-        frozen, options.q, exact, chain, options.failure_probability, options.generator
-    )
+    enclosure, exact = _enclosure(frozen, options)
     nearest = enclosure.nearest or Bounded.by(options, model, frozen).nearest()
     return _enclosed(_margin(frozen, nearest, exact, options.p), enclosure)
+
+
+def _enclosure(frozen: Frozen, options: Options) -> tuple[Enclosure, bool]:
+    """And whether it holds without a probability."""
+    chain = frozen.chain() if options.by_gram else None
+    if options.method == "exact":
+        return rigorous_bounds.without_chance(frozen, options.q, chain), True
+    found = rigorous_bounds.if_shallow(frozen, options.q, chain) if options.exact(frozen, chain) else None
+    if found is not None:
+        return found, True
+    return rigorous_bounds.by_sketch(frozen, options.q, options.failure_probability, options.generator), False
 
 
 def _of_frozen(model: nn.Module, frozen: Frozen, options: Options, dtype: torch.dtype) -> Margin:

@@ -66,16 +66,21 @@ def joint_bounds(
     parts to the magnitudes of distances (powers of 2), and in each to its neurons. So the few neurons near their kinks,
     among which the margin is decided, get tighter bounds than by equal parts for all: half as many have to be verified.
     """
+    quantiles = joint_quantiles(distances, q, directions, failure_probability)
+    pairs = zip(statistics, quantiles, strict=True)
+    return [upper_bound(s, q, directions, level.to(s.dtype)) for s, level in pairs]
+
+
+def joint_quantiles(distances: list[Tensor], q: float, directions: int, failure_probability: float) -> list[Tensor]:
+    """For each layer [B, n]: what the statistic of a gradient of norm 1 stays above; see `joint_bounds`."""
     exponent = torch.frexp(torch.cat(distances, 1)).exponent
     magnitude = (exponent.max() - exponent).clamp_max(_MAGNITUDES - 1)
     # Of a batch, the sample that has most neurons of a magnitude decides, so that one table serves all.
     most = _counts(magnitude).amax(0).tolist()
     parts = sum(count > 0 for count in most)
     levels = [failure_probability / (parts * max(1, count)) for count in most]
-    quantiles = statistics[0].new_tensor([quantile(q, directions, level) for level in levels])
-    magnitudes = magnitude.split([s.size(1) for s in statistics], 1)
-    pairs = zip(statistics, magnitudes, strict=True)
-    return [upper_bound(s, q, directions, quantiles[m]) for s, m in pairs]
+    quantiles = distances[0].new_tensor([quantile(q, directions, level) for level in levels])
+    return [quantiles[m] for m in magnitude.split([d.size(1) for d in distances], 1)]
 
 
 def _counts(magnitude: Tensor) -> Tensor:

@@ -56,8 +56,14 @@ class Samples:
 
     def owners(self, tensor: Tensor) -> Tensor:
         """Of the shape of `tensor`: the number of the sample that each entry belongs to."""
-        along = torch.arange(tensor.size(self.dim), device=tensor.device) // self.inner % self.count
-        return along.view(-1, *[1] * (tensor.dim() - self.dim - 1)).expand(tensor.shape)
+        return self.spread(torch.arange(self.count, device=tensor.device), tensor).expand(tensor.shape)
+
+    def spread(self, of_samples: Tensor, tensor: Tensor) -> Tensor:
+        """Numbers of the samples [count], to be broadcast to `tensor`: each entry's is that of its sample."""
+        if self.count == 1:
+            return of_samples.view([1] * tensor.dim())
+        owner = torch.arange(tensor.size(self.dim), device=tensor.device) // self.inner % self.count
+        return of_samples[owner].view(-1, *[1] * (tensor.dim() - self.dim - 1))
 
     def located(self, owners: Tensor, function: str) -> Samples:
         """The axis along which the samples lie where entries belong to `owners`."""

@@ -30,6 +30,8 @@ def gamma(terms: int) -> float:
 
 def raised(t: Tensor) -> Tensor:
     """Of numbers that are not negative: no smaller than they are, 0 where they are, and else no smaller than SMALL."""
+    if t.numel() and t.amin() >= SMALL:  # the one pass that most weights need
+        return t
     return t.masked_fill((t > 0) & (t < SMALL), SMALL)
 
 
@@ -46,7 +48,7 @@ class Sums:
     Attributes:
         operands: the values x.
         terms: roundings that a product S_ij x_j passes through on its way into y_i, at most; 0 of an exact function.
-        back: those that S_ij v_i passes through in S^T v.
+        back: those that S_ij v_i passes through in S^T v, and S_ij t_j in S t where these are more.
         constant: c, broadcast to y.
         once: y is the exact result, rounded to nearest once.
     """

@@ -96,12 +96,13 @@ def test_margins_lie_within_their_enclosures(function, example):
     if is_refused(function, example):
         assert name in REFUSED or not example.bounded
         return
-    found = llr_fast.margin(test_table.Around(function, example), test_table.inputs(), rigorous=True)
-    value = llr_fast.margin(test_table.Around(function, example), test_table.inputs()).value
-    assert (
-        found.proven.all() and (found.lower <= value * (1 + 1e-9)).all() and (found.upper >= value * (1 - 1e-9)).all()
-    )
-    assert (found.lower >= value * (1 - 1e-6)).all() and (found.upper <= value * (1 + 1e-6)).all()
+    model, x = test_table.Around(function, example), test_table.inputs()
+    value = llr_fast.margin(model, x).value
+    for method in ("auto", "search"):
+        found = llr_fast.margin(model, x, method=method, rigorous=True)
+        assert found.proven.all()
+        assert (found.lower <= value * (1 + 1e-9)).all() and (found.upper >= value * (1 - 1e-9)).all()
+        assert (found.lower >= value * (1 - 1e-6)).all() and (found.upper <= value * (1 + 1e-6)).all()
 
 
 def test_bounds_that_are_too_small_are_noticed(monkeypatch):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.sensitivities import Sensitivities
+from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
+from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.local import SLACK, gamma, raised
@@ -30,7 +30,9 @@ class AbsoluteBounds:
     """
 
     def __init__(self, frozen: Frozen) -> None:
-        self._frozen = frozen
+        self._frozen, self._sites = frozen, sites_of(frozen.tape)
+        self._weights = weights_of([site.errors for site in self._sites.values()])
+        self._sensitivities: Sensitivities | None = None
         self.relative = relative_error(frozen.tape)
         self.errors: list[Tensor] = []
         self.paths: list[Tensor] = []
@@ -54,14 +56,13 @@ class AbsoluteBounds:
         return [Directions(raised(torch.stack([errors, paths])))]
 
     def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each sample its neuron's gradient [B, ...]; bounds of its value's error [B], and of the gradient's."""
-        gradient, own = self._sensitivities.of_neurons(layer, neuron)
+        """See `Bounds`."""
+        if self._sensitivities is None or layer.size(1) > self._sensitivities.width:
+            self._sensitivities = Sensitivities.of_ones(self._frozen, self._sites, layer.size(1))
+        gradient, sums = self._sensitivities.of_neurons(layer, neuron, self._weights)
+        own = sums[..., 0]
         errors, paths = (entries(found, layer, neuron) for found in (self.errors, self.paths))
         return gradient, torch.minimum(errors, own * SLACK + self.relative * errors), self.relative * paths
-
-    @cached_property
-    def _sensitivities(self) -> Sensitivities:
-        return Sensitivities(self._frozen)
 
 
 def relative_error(tape: Tape) -> float:

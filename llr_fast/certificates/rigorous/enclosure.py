@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llr_fast import norms
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.absolute import AbsoluteBounds
 from llr_fast.certificates.search import Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
 
+_WIDE = (
+    8  # neurons of a sample that are back-propagated at a time, after the first, where they cost little more than one
+)
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
+
+
+class Bounds(Protocol):
+    """Of what rounding does: `errors` [B, n] of each layer's values, and more of single neurons."""
+
+    errors: list[Tensor]
+
+    def of_neurons(self, layer: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each sample its neurons' gradients [B, C, ...], and bounds of the errors of their values and gradients.
+
+        All else is [B, C]; the layer is -1 where there is no neuron.
+        """
 
 
 @dataclass
@@ -31,37 +46,49 @@ class Enclosure:
 
 
 @torch.no_grad()
-def enclose(frozen: Frozen, bounds: AbsoluteBounds, gradient_norms: list[Tensor], q: float) -> Enclosure:
+def enclose(frozen: Frozen, bounds: Bounds, gradient_norms: list[Tensor], q: float, most: int = MOST) -> Enclosure:
     """The margins, once every sign is proven; of samples with one that is not, a kink's distance from above alone.
 
-    `gradient_norms` are upper bounds for each layer, [B, n].
+    `gradient_norms` are upper bounds for each layer, [B, n]. At `most` so many neurons are computed for their signs in
+    each layer, and for their distances.
     """
     distances = frozen.distances
-    sure = [(d * _DOWN - e).clamp_min(0) for d, e in zip(distances, bounds.errors, strict=True)]
+    sure = sure_distances(frozen, bounds)
     # A neuron without gradient bounds no region, but its sign may be in doubt.
     open_signs = [(s == 0) & ((n > 0) | (e > 0)) for s, n, e in zip(sure, gradient_norms, bounds.errors, strict=True)]
     found = _Found(frozen, q)
-    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs)
-    for done in range(0, MOST, CANDIDATES):
-        lowest, layer, neuron = (t.t() for t in smallest_bounds(sure, left, CANDIDATES))
-        for at_least, at_layer, at_neuron in zip(lowest, layer, neuron, strict=True):
-            settled = (at_least >= found.nearest.value) | (at_layer < 0)
-            enough = settled | (found.undecided[:, 0] >= 0) | ((at_least >= found.lower) & (done > 0))
+    left = _prove_signs(found, bounds, gradient_norms, distances, open_signs, most)
+    wide = max(1, min(_WIDE, frozen.gradients_at_once(torch.float64) // 4))
+    at_once = min(CANDIDATES, most)
+    for done in range(0, most, at_once):
+        lowest, layer, neuron = smallest_bounds(sure, left, at_once)
+        first = 0
+        while first < lowest.size(1):
+            settled = (lowest[:, first] >= found.nearest.value) | (layer[:, first] < 0)
+            enough = settled | (found.undecided[:, 0] >= 0) | ((lowest[:, first] >= found.lower) & (done > 0))
             if enough.all():
                 return found.enclosure(bool(settled.all()))
-            at_layer = at_layer.masked_fill(enough, -1)
-            found.take(at_layer, at_neuron, distances, *bounds.of_neurons(at_layer, at_neuron))
-        left = [without(of_layer, (layer == index).t(), neuron.t()) for index, of_layer in enumerate(left)]
-    found.lower = torch.minimum(found.lower, smallest_bounds(sure, left, 1)[0][:, 0])
-    return found.enclosure(False)
+            some = slice(first, first + (wide if done + first else 1))
+            found.take(bounds, distances, layer[:, some].masked_fill(enough[:, None], -1), neuron[:, some])
+            first = some.stop
+        left = [without(of_layer, layer == index, neuron) for index, of_layer in enumerate(left)]
+    least, layer, _ = (t[:, 0] for t in smallest_bounds(sure, left, 1))
+    found.lower = torch.minimum(found.lower, least.masked_fill(layer < 0, math.inf))
+    return found.enclosure(bool(((least >= found.nearest.value) | (layer < 0)).all()))
+
+
+def sure_distances(frozen: Frozen, bounds: Bounds) -> list[Tensor]:
+    """For each layer lower bounds [B, n] of the neurons' distances to their kinks; 0 where the side is not proven."""
+    return [(d * _DOWN - e).clamp_min(0) for d, e in zip(frozen.distances, bounds.errors, strict=True)]
 
 
 def _prove_signs(
     found: _Found,
-    bounds: AbsoluteBounds,
+    bounds: Bounds,
     gradient_norms: list[Tensor],
     distances: list[Tensor],
     open_signs: list[Tensor],
+    most: int,
 ) -> list[Tensor]:
     """Computes neurons of open signs one by one, in the order of layers, up to the first that cannot be proven.
 
@@ -70,15 +97,15 @@ def _prove_signs(
     left = list(gradient_norms)
     for index, signs in enumerate(open_signs):
         signs = signs.clone()
-        for _ in range(MOST):
+        for _ in range(most):
             rows = signs.any(1) & (found.undecided[:, 0] < 0)
             if not rows.any():
                 break
-            neuron = signs.int().argmax(1)
-            layer = torch.full_like(neuron, index).masked_fill(~rows, -1)
-            found.take(layer, neuron, distances, *bounds.of_neurons(layer, neuron))
-            signs = signs.scatter(1, neuron.unsqueeze(1), False)
-            left[index] = without(left[index], rows.unsqueeze(1), neuron.unsqueeze(1))
+            neuron = signs.int().argmax(1, keepdim=True)
+            layer = torch.full_like(neuron, index).masked_fill(~rows[:, None], -1)
+            found.take(bounds, distances, layer, neuron)
+            signs = signs.scatter(1, neuron, False)
+            left[index] = without(left[index], rows[:, None], neuron)
         found.doubt(signs.any(1) & (found.undecided[:, 0] < 0), torch.full_like(found.undecided[:, 0], index), signs)
     return left
 
@@ -97,13 +124,18 @@ class _Found:
         zero = torch.zeros_like(frozen.x, dtype=torch.float64)
         self.nearest = Nearest(infinite.clone(), none.clone(), none.clone(), zero)
 
-    def take(
-        self, layer: Tensor, neuron: Tensor, distances: list[Tensor], gradient: Tensor, error: Tensor, of_norm: Tensor
+    def take(self, bounds: Bounds, distances: list[Tensor], layer: Tensor, neuron: Tensor) -> None:
+        """Computes neurons [B, C] of each sample, none where the layer is -1, and takes them in."""
+        found = (layer, neuron, entries(distances, layer, neuron), *bounds.of_neurons(layer, neuron))
+        for one in zip(*(of_all.unbind(1) for of_all in found), strict=True):
+            self._take(*one)
+
+    def _take(
+        self, layer: Tensor, neuron: Tensor, distance: Tensor, gradient: Tensor, error: Tensor, of_norm: Tensor
     ) -> None:
-        """Takes in one neuron [B] of each sample, or none where the layer is -1."""
+        """One neuron [B] of each sample."""
         norm = norms.norm(gradient, self._q)
         of_norm = of_norm + norm * gamma(gradient[0].numel() + 8)
-        distance = entries(distances, layer, neuron)
         some = layer >= 0
         constant = (norm == 0) & (of_norm == 0)
         sure = distance * _DOWN - error

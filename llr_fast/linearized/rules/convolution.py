@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llr_fast.linearized.blocks import in_blocks, roundings
 from llr_fast.linearized.local import NoBoundError, Sums, ratio, size
 from llr_fast.linearized.rules.affine import constants, require_constant
 from llr_fast.linearized.table import function_name, rule
@@ -40,19 +41,25 @@ def _convolve(
     require_constant(function, weight, bias)
     require_batch(function, x)
     (w, b), (for_tangents, _) = constants(x, weight, bias)
-    value = function(x.value, w, b, *args, **kwargs)
+    transposed = "transpose" in function_name(function)  # its weight has the output channels elsewhere
+    by_channel = None if b is None else b.view(-1, *[1] * (w.dim() - 2))
+    grouped = x.value.size(1) != w.size(1)
+    blocked = x.evaluation.settings.bounds and not transposed and not grouped
+    if blocked:
+        value = in_blocks(lambda t, weight: function(t, weight, None, *args, **kwargs), x.value, w, 1, by_channel)
+    else:
+        value = function(x.value, w, b, *args, **kwargs)
 
     def convolve(t: Tensor, weight: Tensor) -> Tensor:
         convolved: Tensor = function(t, like(weight, t), None, *args, **kwargs)
         return convolved
 
-    transposed = "transpose" in function_name(function)  # its weight has the output channels elsewhere
-
     def sums() -> Sums:
         by_channels = (w[0].numel(), w.numel() // max(1, w.size(1)))
         terms, back = reversed(by_channels) if transposed else by_channels
-        constant = 0.0 if b is None else b.view(-1, *[1] * (w.dim() - 2))
-        return Sums((x.value,), terms=terms + 1, back=back, constant=constant)
+        constant = 0.0 if by_channel is None else by_channel
+        ahead = roundings(w, 1) if blocked else terms
+        return Sums((x.value,), terms=ahead + 1, back=max(back, terms + 1), constant=constant)
 
     if transposed:
         linearization = x.linearization.batched(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from llr_fast.errors import MixedSamplesError
 from llr_fast.linearized.batch_axis import Samples
+from llr_fast.linearized.blocks import in_blocks, roundings
 from llr_fast.linearized.local import NoBoundError, Sums, size
 from llr_fast.linearized.rules.affine import constants, moves, require_constant
 from llr_fast.linearized.table import rule
@@ -30,9 +31,12 @@ def _linear(function: Any, x: LinearizedTensor, weight: Tensor, bias: Tensor | N
 
     def sums() -> Sums:
         outputs, inputs = w.shape if w.dim() == 2 else (1, len(w))
-        return Sums((x.value,), terms=inputs + 1, back=outputs, constant=0.0 if b is None else b)
+        back = max(outputs, inputs + 1)
+        return Sums((x.value,), terms=roundings(w, -1) + 1, back=back, constant=0.0 if b is None else b)
 
-    return x.replaced(F.linear(x.value, w, b), x.linearization.linear(for_tangents), samples, sums=sums)
+    bounded = x.evaluation.settings.bounds
+    value = in_blocks(F.linear, x.value, w, -1, b) if bounded else F.linear(x.value, w, b)
+    return x.replaced(value, x.linearization.linear(for_tangents), samples, sums=sums)
 
 
 @rule("matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__", torch.sparse.mm, takes_sparse=True)
