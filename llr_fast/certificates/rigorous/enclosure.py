@@ -15,9 +15,7 @@ from llr_fast.certificates.search import Nearest, entries, without
 from llr_fast.linearized.local import gamma
 from llr_fast.ops.margin_reduce import smallest_bounds
 
-_WIDE = (
-    8  # neurons of a sample that are back-propagated at a time, after the first, where they cost little more than one
-)
+_WIDE = 8  # neurons of a sample, after the first, that are back-propagated at a time
 CANDIDATES = 64  # neurons that are sorted at a time
 _DOWN, _UP = 1 - 2.0**-49, 1 + 2.0**-49  # more than a few roundings, those of the distances included
 MOST = 1024  # that are back-propagated for one sample; then the bound of the next one is the margin's
