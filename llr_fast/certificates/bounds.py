@@ -100,7 +100,7 @@ def by_search(
     generator: torch.Generator | None,
     times: int = 1,
 ) -> list[Tensor]:
-    """For each layer upper bounds [B, n] of the norms; all hold but with `failure_probability` per sample.
+    """For each layer upper bounds [B, n] of the norms; all hold except with `failure_probability` per sample.
 
     From `times` as many directions as serve as a rule.
     """

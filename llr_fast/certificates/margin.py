@@ -116,13 +116,13 @@ def margin(
         p: 1, 2 or inf.
         method: "exact" computes the gradient norms of all neurons, from Gram matrices for p = 2 and chains of dense
             layers, else from all input axes. "search" bounds all norms from 14 to 28 random directions and computes
-            exactly those that can decide the minimum; the result is the exact margin but with probability
+            exactly those that can decide the minimum; the result is the exact margin, except with probability
             `failure_probability` per sample. "auto" takes the cheaper one.
         failure_probability: of the search, for each sample.
         dtype: of the values that decide on which side of a kink a point is; gradients have float64.
         generator: of the search's random directions.
         rigorous: also enclose the margin in real arithmetic, with parameters and inputs as the exact numbers that they
-            are: the model is affine within `lower` of x and has a kink within `upper`, but with
+            are: the model is affine within `lower` of x and has a kink within `upper`, except with
             `failure_probability` where `exact` is False. docs/rigorous.md has the argument, and what it assumes.
             Functions without a bound of their rounding are refused.
 

@@ -60,7 +60,7 @@ def term(tangents: Tensor, q: float) -> Tensor:
 def joint_bounds(
     statistics: list[Tensor], distances: list[Tensor], q: float, directions: int, failure_probability: float
 ) -> list[Tensor]:
-    """For each layer upper bounds [B, n] of the norms; all of a sample's hold but with `failure_probability`.
+    """For each layer upper bounds [B, n] of the norms; all of a sample's hold except with `failure_probability`.
 
     What may fail is shared out by the distances to the kinks, [B, n], which the directions do not depend on: in equal
     parts to the magnitudes of distances (powers of 2), and in each to its neurons. So the few neurons near their kinks,
@@ -91,11 +91,11 @@ def _counts(magnitude: Tensor) -> Tensor:
 
 
 def quantile(q: float, directions: int, failure_probability: float) -> float:
-    """What the statistic of a gradient of norm 1 stays above but with `failure_probability`.
+    """What the statistic of a gradient of norm 1 stays above except with `failure_probability`.
 
     q = 2 (and inf): sum (g.v)^2 = ||g||^2 chi2_r, so it is the quantile of chi2_r.
     q = 1: sum ln|g.v| = r ln ||g||_1 + sum ln|C|, and by Chernoff, with E|C|^-s = 1 / cos(pi s / 2) for 0 < s < 1,
-    the last sum stays above -deviation but with `failure_probability`.
+    the last sum stays above -deviation except with `failure_probability`.
     """
     if q == 1:
         return -_cauchy_deviation(directions, failure_probability)

@@ -20,6 +20,7 @@ from llr_fast.checks import check_finite, check_range, check_tensor
 from llr_fast.data import PATIENCE
 from llr_fast.linearized.layers import Layer
 from llr_fast.linearized.torch_modes import as_written
+from llr_fast.outputs import Around
 from llr_fast.regions import dense
 from llr_fast.regions.count import pattern_hashes
 from llr_fast.regions.polygons import Polygons
@@ -28,7 +29,7 @@ Extent = tuple[float, float, float, float]  # left, right, bottom, top
 _THINNEST = 1e-9  # part of the picture's diagonal; no polygon is cut closer to its boundary than this
 
 
-class Plane(nn.Module):
+class Plane(Around):
     """The network restricted to the plane through three points: a network of two inputs.
 
     Args:
@@ -45,14 +46,14 @@ class Plane(nn.Module):
     axes: Tensor
 
     def __init__(self, model: nn.Module, points: Tensor) -> None:
-        super().__init__()
+        super().__init__(model)
         check_tensor("through", points)
         if not points.is_floating_point():
             raise ValueError(f"through: expected a floating-point dtype, got {points.dtype}")
         check_finite("through", points)
         if points.dim() < 2 or len(points) != 3:
             raise ValueError(f"through: expected three points, [3, ...], got shape {tuple(points.shape)}")
-        self.model, self.shape = model, points.shape[1:]
+        self.shape = points.shape[1:]
         flat = points.detach().flatten(1).double()
         q, r = torch.linalg.qr((flat[1:] - flat[0]).t())
         if q.size(1) < 2 or r.diagonal().abs().min() <= 1e-9 * r.diagonal().abs().max():

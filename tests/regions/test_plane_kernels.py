@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from llr_fast.dispatch import backend, backends
+from llr_fast.errors import NotPiecewiseLinearError
 from llr_fast.ops.cut_polygons import cut_polygons
 from llr_fast.regions import dense
 from llr_fast.regions.plane import Plane, regions_on_plane
@@ -275,3 +276,9 @@ def test_operator_refuses(place, wrong, error, message):
     arguments[place] = wrong
     with pytest.raises(error, match=message):
         cut_polygons(*arguments)
+
+
+def test_modules_on_a_plane_keep_their_names():
+    plane = Plane(nn.Sequential(nn.Linear(3, 3), nn.Sigmoid()), torch.randn(3, 3))
+    with pytest.raises(NotPiecewiseLinearError, match="sigmoid in module '1'"):
+        regions_on_plane(plane, (-1, 1, -1, 1), like=torch.zeros(1), progress=False)

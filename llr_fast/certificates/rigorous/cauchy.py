@@ -26,7 +26,7 @@ _MORE = 4  # times what rounding was found to be
 def norms(
     frozen: Frozen, bounds: SketchedBounds, failure_probability: float, generator: torch.Generator | None
 ) -> list[Tensor]:
-    """For each layer, [B, n]; all of a sample's hold but with `failure_probability`, where `bounds` hold.
+    """For each layer, [B, n]; all of a sample's hold except with `failure_probability`, where `bounds` hold.
 
     A tangent is wrong by at most kappa sum |J| d where each operation rounds at most kappa d. How much that is shows
     when all directions are known, so that it is guessed, and tried again where it was more.

@@ -22,7 +22,7 @@ _AIM, _MOST = 2.0**-5, 0.2
 
 
 class SketchedBounds:
-    """Bounds that hold, all together, but with `failure_probability` for each sample.
+    """Bounds that hold, all together, except with `failure_probability` for each sample.
 
     Attributes:
         errors: for each layer those of the errors of its values, [B, n].
