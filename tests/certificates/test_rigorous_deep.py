@@ -12,10 +12,13 @@ from torch import nn
 import llr_fast
 from llr_fast.certificates.frozen import freeze
 from llr_fast.certificates.rigorous.enclosure import sure_distances
+from llr_fast.certificates.rigorous.rounding import Rounding
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import Site, sites_of
 from llr_fast.certificates.rigorous.sketched import SketchedBounds
 from llr_fast.linearized import local
+from llr_fast.linearized.directions import Directions
+from llr_fast.linearized.operations import Activated
 
 NORMS = [1, 2, math.inf]
 GAIN = 6**0.5
@@ -155,6 +158,50 @@ def test_bounds_are_nearly_attained():
         _, worst = Sensitivities.of_ones(frozen, bounds.sites, 1).of_neurons(*where, errors)
         assert (worst[:, 0, 0] <= bounds.errors[3][:, neuron]).all()
         assert (bounds.errors[3][:, neuron] <= 10 * worst[:, 0, 0]).all()
+
+
+def replayed(frozen, sites, directions):
+    """The tangents of all sites and of the neurons of all layers along directions [K, B, ...]."""
+    at_sites, neurons = [], []
+
+    def do(entry, operands):
+        if isinstance(entry.operation, Activated):
+            neurons.append(operands[0].tangents.flatten(2))
+        results = entry.operation.apply(*operands)
+        if entry.results[0] in sites:
+            at_sites.append(results[0].tangents)
+        return results
+
+    with torch.no_grad():
+        frozen.tape.walk(Directions(directions), do)
+    return at_sites, neurons
+
+
+@pytest.mark.parametrize("kind", [chain, residual, normalised])
+def test_rounding_of_derivatives_is_bounded(kind, monkeypatch):
+    """Forwards and backwards in float32, whose errors float64 shows."""
+    for seed in range(4):
+        frozen = freeze(*kind(seed), torch.float64, bounds=True)
+        sites, x = sites_of(frozen.tape), frozen.x
+        direction = torch.randn(1, *x.shape, generator=torch.Generator().manual_seed(seed))
+        axes = torch.eye(x[0].numel(), dtype=torch.float64).view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+        along, exact = replayed(frozen, sites, direction.double())
+        _, coarse = replayed(frozen, sites, direction)
+        norms = [tangents.square().sum(0).sqrt() for tangents in replayed(frozen, sites, axes)[0]]
+        with monkeypatch.context() as patched:
+            patched.setattr(local, "UNIT", 2.0**-24)
+            ahead = Rounding(frozen, sites, direction[0].double().abs(), [t[0].abs() for t in along])
+            back = Rounding(frozen, sites, torch.ones_like(x[0], dtype=torch.float64), norms)
+        weights = weights_of(ahead.of_sites, back.of_sites)
+        fine, float32 = (Sensitivities(frozen, sites, direction.to(dtype)) for dtype in (torch.float64, torch.float32))
+        for index, values in enumerate(exact):
+            for neuron in range(min(6, values.size(2))):
+                where = torch.full((2, 1), index), torch.full((2, 1), neuron)
+                gradient, sums = fine.of_neurons(*where, weights)
+                wrong = float32.of_neurons(*where, weights.float())[0] - gradient
+                assert ((coarse[index] - values)[0, :, neuron].abs() <= sums[:, 0, 0]).all()
+                own = back.of_layers[index][:, neuron]
+                assert (wrong.flatten(1).norm(dim=1) <= sums[:, 0, 1] + own).all()
 
 
 @needs_80_bits

@@ -389,6 +389,14 @@ OWN = (
         ("tests/certificates/test_rigorous_deep.py::test_sites_take_in_the_errors_of_all_operations[normalised]",),
     ),
     Mutant(
+        "rounding-of-derivatives",
+        "llr_fast/certificates/rigorous/rounding.py",
+        "(gamma(terms + _NOISE) * SLACK)",
+        "(gamma(terms) * 0 * SLACK)",
+        "rigorous margins of deep networks: gradients and the sketch's own tangents are taken for exact",
+        ("tests/certificates/test_rigorous_deep.py::test_rounding_of_derivatives_is_bounded",),
+    ),
+    Mutant(
         "errors-of-single-entries",
         "llr_fast/certificates/rigorous/noise.py",
         "factor = errors[-1].sum(1).sqrt() * scale",
