@@ -98,7 +98,8 @@ def test_margins_lie_within_their_enclosures(function, example):
         return
     model, x = test_table.Around(function, example), test_table.inputs()
     value = llr_fast.margin(model, x).value
-    for method in ("auto", "search"):
+    is_first = example is test_table.EXAMPLES[name][0]
+    for method in ("auto", "search") if is_first else ("auto",):
         found = llr_fast.margin(model, x, method=method, rigorous=True)
         assert found.proven.all()
         assert (found.lower <= value * (1 + 1e-9)).all() and (found.upper >= value * (1 - 1e-9)).all()
