@@ -14,7 +14,7 @@ from torch import nn
 import llr_fast
 from llr_fast.losses.totals import Summing
 
-SEEDS = 25
+SEEDS = 15
 
 
 def dense():
