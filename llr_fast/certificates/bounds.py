@@ -78,7 +78,7 @@ class Probe:
 
 
 @dataclass
-class Bounds:
+class NormBounds:
     """Upper bounds [B, n] of each layer's norms; where a search has many neurons left, `sharpen` makes them smaller."""
 
     upper: list[Tensor]

@@ -15,6 +15,7 @@ from llr_fast.linearized.linearization import Linearization
 
 # Error of one result; far more than that of one sum, as noise may happen to be small.
 _RELATIVE = {torch.float64: 1e-11, torch.float32: 1e-5}
+# Smaller results may lose all digits.
 _TINY = {dtype: torch.finfo(dtype).tiny / relative**2 for dtype, relative in _RELATIVE.items()}
 _OFFSETS = 65537  # prime
 
@@ -44,18 +45,14 @@ class Rounding:
         first = compact(tangents[:1])[0]
         exact, noise = tangents.split([len(tangents) - 1 - self._apart, 1 + self._apart])
         value = value.nan_to_num(0.0, 0.0, 0.0)  # infinite ones are padding of a maximum
-        of_first = self._grown(noise[0], first.abs() + self._tiny(first))
+        of_first = self._grown(noise[0], first.abs() + _TINY[first.dtype])
         grown = [of_first, self._grown(noise[1], value)] if self._apart else [self._grown(of_first, value)]
         return Directions(torch.cat([exact, *(part.expand(1, *value.shape) for part in grown)]))
 
     def grow(self, noise: Tensor, first: Tensor, value: Tensor, step: float) -> None:
         """Adds to what the operands' noise becomes in a result, in place, for `step` times its first tangent."""
-        noise.addcmul_(first.abs().add_(self._tiny(first)), self._random(first), value=step)
+        noise.addcmul_(first.abs().add_(_TINY[first.dtype]), self._random(first), value=step)
         noise.addcmul_(value, self._random(value))
-
-    def _tiny(self, tangent: Tensor) -> float:
-        """Smaller results may lose all digits."""
-        return _TINY[tangent.dtype]
 
     def _grown(self, noise: Tensor, size: Tensor) -> Tensor:
         """The noise and a random part of each entry's size."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr_fast import norms
-from llr_fast.certificates.bounds import Bounds, Probe, check_gradients
+from llr_fast.certificates.bounds import NormBounds, Probe, check_gradients
 from llr_fast.certificates.frozen import Backward, Frozen, freeze
 from llr_fast.ops.margin_reduce import smallest_bounds
 
@@ -42,7 +42,7 @@ class Computed:
 
 @torch.no_grad()
 def nearest(
-    model: nn.Module, frozen: Frozen, bounds: Bounds, probe: Probe, q: float, known: Nearest | None = None
+    model: nn.Module, frozen: Frozen, bounds: NormBounds, probe: Probe, q: float, known: Nearest | None = None
 ) -> Nearest:
     """The neuron that bounds the region, given upper bounds of all norms; everything returned is of float64.
 
@@ -58,7 +58,7 @@ def nearest(
 
 
 def _verify(
-    model: nn.Module, frozen: Frozen, bounds: Bounds, backward: Backward, q: float, known: Nearest | None
+    model: nn.Module, frozen: Frozen, bounds: NormBounds, backward: Backward, q: float, known: Nearest | None
 ) -> tuple[Nearest, list[Computed]]:
     """Ratios of distance to norm, in the order of their lower bounds, until none can be below the best.
 

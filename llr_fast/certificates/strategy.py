@@ -12,14 +12,14 @@ from torch import nn
 
 from llr_fast import cost, norms
 from llr_fast.certificates import bounds, search
-from llr_fast.certificates.bounds import Bounds, Probe
+from llr_fast.certificates.bounds import NormBounds, Probe
 from llr_fast.certificates.frozen import Frozen
 from llr_fast.checks import check_choice, check_generator, check_range
 from llr_fast.linearized.gram import Chain, Topped
 
 Method = Literal["exact", "search", "auto"]
-_SHARPER = 4  # times as many directions, where many neurons are left
 METHODS: tuple[Method, ...] = get_args(Method)
+_SHARPER = 4  # times as many directions, where many neurons are left
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Bounded:
     frozen: Frozen
     q: float
     exact: bool
-    bounds: Bounds
+    bounds: NormBounds
     probe: Probe
 
     @staticmethod
@@ -81,10 +81,10 @@ class Bounded:
             probe = Probe.fixed(frozen)
             upper = bounds.exact_norms(frozen, probe, q, None) if chain is None else bounds.by_gram(chain, probe)
             probe = Probe(probe.fine, None)  # few candidates are left
-            return Bounded(model, frozen, q, exact, Bounds(upper), probe)
+            return Bounded(model, frozen, q, exact, NormBounds(upper), probe)
         probe = Probe.random(frozen, q, generator)
         draw = partial(bounds.by_search, frozen, probe, q, options.failure_probability / 2, generator)
-        return Bounded(model, frozen, q, exact, Bounds(draw(), functools.cache(partial(draw, _SHARPER))), probe)
+        return Bounded(model, frozen, q, exact, NormBounds(draw(), functools.cache(partial(draw, _SHARPER))), probe)
 
     def nearest(self) -> search.Nearest:
         """Of all neurons."""

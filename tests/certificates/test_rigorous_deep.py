@@ -11,8 +11,8 @@ from torch import nn
 
 import llr_fast
 from llr_fast.certificates.frozen import freeze
+from llr_fast.certificates.rigorous.derivative_rounding import DerivativeRounding
 from llr_fast.certificates.rigorous.enclosure import sure_distances
-from llr_fast.certificates.rigorous.rounding import Rounding
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import Site, sites_of
 from llr_fast.certificates.rigorous.sketched import SketchedBounds
@@ -190,8 +190,8 @@ def test_rounding_of_derivatives_is_bounded(kind, monkeypatch):
         norms = [tangents.square().sum(0).sqrt() for tangents in replayed(frozen, sites, axes)[0]]
         with monkeypatch.context() as patched:
             patched.setattr(local, "UNIT", 2.0**-24)
-            ahead = Rounding(frozen, sites, direction[0].double().abs(), [t[0].abs() for t in along])
-            back = Rounding(frozen, sites, torch.ones_like(x[0], dtype=torch.float64), norms)
+            ahead = DerivativeRounding(frozen, sites, direction[0].double().abs(), [t[0].abs() for t in along])
+            back = DerivativeRounding(frozen, sites, torch.ones_like(x[0], dtype=torch.float64), norms)
         weights = weights_of(ahead.of_sites, back.of_sites)
         fine, float32 = (Sensitivities(frozen, sites, direction.to(dtype)) for dtype in (torch.float64, torch.float32))
         for index, values in enumerate(exact):

@@ -46,22 +46,27 @@ def test_it_waits_once_in_a_pass_and_a_few_times_in_all(p, coarse, passes, monke
         assert mode.count <= len(passes) + 40
 
 
+def check_loose_search(p, coarse, passes, monkeypatch):
+    """A search whose bounds are so loose that many neurons are left finds what the exact method does."""
+    if coarse:
+        monkeypatch.setattr(llr_fast.certificates.bounds, "FEW", 0)
+    model, x = convolutional(4), torch.randn(3, 1, 8, 8)
+    expected = llr_fast.margin(model, x, p, method="exact")
+    passes.clear()
+    found = llr_fast.margin(model, x, p, method="search", failure_probability=1e-200)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-8, atol=1e-12)
+    assert torch.equal(found.neuron, expected.neuron) and torch.equal(found.layer, expected.layer)
+
+
 @pytest.mark.parametrize(
     "many, p, coarse", [(1, 2, False), (3, 2, True), (7, 2, False), (3, 1, False), (7, 1, True), (3, math.inf, True)]
 )
 def test_several_neurons_at_a_time(many, p, coarse, passes, monkeypatch):
     monkeypatch.setattr(search, "MANY", many)
     monkeypatch.setattr(search, "CANDIDATES", 7)
-    if coarse:
-        monkeypatch.setattr(llr_fast.certificates.bounds, "FEW", 0)
-    model, x = convolutional(4), torch.randn(3, 1, 8, 8)
-    expected = llr_fast.margin(model, x, p, method="exact")
-    passes.clear()
-    found = llr_fast.margin(model, x, p, method="search", failure_probability=1e-200)  # loose bounds
+    check_loose_search(p, coarse, passes, monkeypatch)
     assert max(passes) == (many if len(passes) > many else 1)
-    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=0)
-    torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-8, atol=1e-12)
-    assert torch.equal(found.neuron, expected.neuron) and torch.equal(found.layer, expected.layer)
 
 
 @pytest.mark.parametrize("p, coarse", [(1, True), (2, False), (2, True), (math.inf, False)])
@@ -77,15 +82,8 @@ def test_many_that_are_left_are_decided_by_more_directions(p, coarse, left, time
     monkeypatch.setattr(llr_fast.certificates.bounds, "by_search", counted)
     monkeypatch.setattr(search, "MANY", 2)
     monkeypatch.setattr(search, "LEFT", left)
-    if coarse:
-        monkeypatch.setattr(llr_fast.certificates.bounds, "FEW", 0)
-    model, x = convolutional(4), torch.randn(3, 1, 8, 8)
-    expected = llr_fast.margin(model, x, p, method="exact")
-    passes.clear()
-    found = llr_fast.margin(model, x, p, method="search", failure_probability=1e-200)  # loose bounds
+    check_loose_search(p, coarse, passes, monkeypatch)
     assert drawn == [(number, 0.5e-200) for number in times]
-    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=0)
-    assert torch.equal(found.neuron, expected.neuron) and torch.equal(found.layer, expected.layer)
 
 
 def test_sharper_bounds_leave_fewer(passes, monkeypatch):

@@ -390,7 +390,7 @@ OWN = (
     ),
     Mutant(
         "rounding-of-derivatives",
-        "llr_fast/certificates/rigorous/rounding.py",
+        "llr_fast/certificates/rigorous/derivative_rounding.py",
         "(gamma(terms + _NOISE) * SLACK)",
         "(gamma(terms) * 0 * SLACK)",
         "rigorous margins of deep networks: gradients and the sketch's own tangents are taken for exact",

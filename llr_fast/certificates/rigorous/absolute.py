@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llr_fast.certificates.frozen import Frozen
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
-from llr_fast.certificates.rigorous.sites import sites_of
+from llr_fast.certificates.rigorous.sites import Site
 from llr_fast.certificates.search import entries
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.local import SLACK, gamma, raised
@@ -29,9 +29,9 @@ class AbsoluteBounds:
     at most relative * paths * max |v|, computed forwards or backwards. `paths` is 0 only where no path leads.
     """
 
-    def __init__(self, frozen: Frozen) -> None:
-        self._frozen, self._sites = frozen, sites_of(frozen.tape)
-        self._weights = weights_of([site.errors for site in self._sites.values()])
+    def __init__(self, frozen: Frozen, sites: dict[int, Site]) -> None:
+        self._frozen, self._sites = frozen, sites
+        self._weights = weights_of([site.errors for site in sites.values()])
         self._sensitivities: Sensitivities | None = None
         self.relative = relative_error(frozen.tape)
         self.errors: list[Tensor] = []

@@ -24,15 +24,16 @@ _DEEP = 12  # results that are rounded: beyond so many absolute bounds are not t
 
 def without_chance(frozen: Frozen, q: float, chain: Chain | None) -> Enclosure:
     """The margins of the batch whose evaluation noted what rounding does, without random directions."""
-    absolute = AbsoluteBounds(frozen)
+    absolute = AbsoluteBounds(frozen, sites_of(frozen.tape))
     return enclose(frozen, absolute, _norms(frozen, q, chain, absolute), q)
 
 
 def if_shallow(frozen: Frozen, q: float, chain: Chain | None) -> Enclosure | None:
     """The same, where few neurons are left to be computed."""
-    if len(sites_of(frozen.tape)) > _DEEP:
+    sites = sites_of(frozen.tape)
+    if len(sites) > _DEEP:
         return None
-    absolute = AbsoluteBounds(frozen)
+    absolute = AbsoluteBounds(frozen, sites)
     unsure = [
         ((sure == 0) & (errors > 0)).sum(1)
         for sure, errors in zip(sure_distances(frozen, absolute), absolute.errors, strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llr_fast.certificates import sketch
 from llr_fast.certificates.frozen import Frozen
-from llr_fast.certificates.rigorous.rounding import Rounding
+from llr_fast.certificates.rigorous.derivative_rounding import DerivativeRounding
 from llr_fast.certificates.rigorous.sketched import SketchedBounds
 from llr_fast.linearized.directions import Directions
 from llr_fast.linearized.local import SLACK
@@ -63,7 +63,7 @@ class _Along:
                 of_input = torch.maximum(of_input, direction[0].abs() / self._length)
                 self._layers: Iterator[int] = iter(range(len(self.logarithms)))
                 frozen.tape.walk(Directions(direction.expand(-1, *frozen.x.shape)), self._do)
-        rounding = Rounding(frozen, bounds.sites, of_input * SLACK, [m * SLACK for m in self._largest])
+        rounding = DerivativeRounding(frozen, bounds.sites, of_input * SLACK, [m * SLACK for m in self._largest])
         self.kappa = bounds.noise.parts(rounding.of_sites)
 
     def _do(self, entry: Entry, operands: list[Directions]) -> Sequence[Directions]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from llr_fast.certificates import sketch
 from llr_fast.certificates.frozen import Frozen
+from llr_fast.certificates.rigorous.derivative_rounding import DerivativeRounding
 from llr_fast.certificates.rigorous.noise import Noise
 from llr_fast.certificates.rigorous.replay import Squares
-from llr_fast.certificates.rigorous.rounding import Rounding
 from llr_fast.certificates.rigorous.sensitivities import Sensitivities, weights_of
 from llr_fast.certificates.rigorous.sites import sites_of
 from llr_fast.certificates.search import entries
@@ -53,7 +53,7 @@ class SketchedBounds:
         self.noise = Noise.of(self.sites, probe.values, len(self._frozen.x), aim, everywhere)
         squares = Squares(self._frozen, self.noise, self._count, generator)
         sizes = [_root(s, t[0]) for s, t in zip(squares.of_sites, probe.values, strict=True)]
-        self._rounding = Rounding(self._frozen, self.sites, squares.of_input.sqrt() * SLACK, sizes)
+        self._rounding = DerivativeRounding(self._frozen, self.sites, squares.of_input.sqrt() * SLACK, sizes)
         self.kappa = self.noise.parts(self._rounding.of_sites)
         slack = self.kappa * self._errors_per_norm(len(self.sites))
         self._norms_per_root = _inverse(self._least_root - slack)

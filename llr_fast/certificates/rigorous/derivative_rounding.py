@@ -19,7 +19,7 @@ from llr_fast.precision import full_precision
 _NOISE = 3  # roundings of a tangent that takes in noise
 
 
-class Rounding:
+class DerivativeRounding:
     """Given bounds of something for the input and all sites, |S| times it and the roundings of S, at the next site.
 
     S is what is done between the sites, gamma the relative error of products there, forwards or backwards.
